@@ -1,0 +1,1 @@
+"""Schedules and generated kernels, per target."""

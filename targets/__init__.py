@@ -1,0 +1,1 @@
+"""Target profiles: what a device runs, as tables."""

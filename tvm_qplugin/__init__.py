@@ -1,0 +1,1 @@
+"""Quantization, pruning and clustering for Apache TVM as Relax passes."""

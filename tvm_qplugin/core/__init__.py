@@ -1,0 +1,1 @@
+"""Arithmetic, words and tables that every other part shares: numpy and the standard library only."""

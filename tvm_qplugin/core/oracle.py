@@ -1,0 +1,255 @@
+"""The oracle: every kernel of the plugin in numpy. Integer results of all targets equal these.
+
+A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC, weights OHWI
+(I = channels per group), ``q`` is int8 or uint8. Common parameters: ``in_zp``/``a_zp``/``b_zp``/
+``out_zp`` zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
+
+| kernel | arrays | parameters beside the common ones |
+|---|---|---|
+| quantize | x float32 | scale; axes (optional transposition applied first) |
+| dequantize | q | scale; axes (optional transposition applied after) |
+| requantize | q | multiplier |
+| qconv2d | q, weight int8, bias int32 [O], multiplier float32 [O] | strides, padding (t, l, b, r), dilation, groups |
+| qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
+| qadd | a, b (broadcast) | a_mul, b_mul, shift |
+| qmul | a, b (broadcast) | multiplier |
+| qavgpool2d | q | pool, strides, padding, count_include_pad, multiplier |
+| qmaxpool2d | q | pool, strides, padding, dilation |
+| qmean | q | axes, keepdims, multiplier (1/n included) |
+| qlut | q, table [256] indexed by q - dtype minimum | |
+| qsoftmax | q, table float32 [256] | axis, out_scale |
+| qresize2d | q | size, method, coordinate, rounding |
+| qclamp | q | |
+| qpad | q | pad_width (before, after per axis, flat), value |
+| fconv2d, fdense | as qconv2d, qdense in float32, no multiplier | lo, hi may be null |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tvm_qplugin.core.attrs import Params
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, requantize
+
+Oracle = Callable[..., Array]
+
+
+def quantize(p: Params, x: Array, dtype: str) -> Array:
+    """``clip(rint(x / scale) + zp)``; ``axes`` transposes first."""
+    if p.get("axes"):
+        x = x.transpose(p["axes"])
+    q = np.rint(x.astype("float32") / np.float32(p["scale"])).astype("float64")
+    return np.clip(q + p["out_zp"], p["lo"], p["hi"]).astype(dtype)
+
+
+def dequantize(p: Params, q: Array, dtype: str = "float32") -> Array:
+    """``(q - zp) * scale`` in float32; ``axes`` transposes afterwards."""
+    x = (q.astype("int32") - p["in_zp"]).astype("float32") * np.float32(p["scale"])
+    return x.transpose(p["axes"]) if p.get("axes") else x
+
+
+def requantize_tensor(p: Params, q: Array, dtype: str) -> Array:
+    """The same real numbers on another grid."""
+    return _finish(p, q.astype("int64") - p["in_zp"], p["multiplier"], dtype)
+
+
+def qconv2d(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
+    """Convolution with any stride, padding, dilation and group count."""
+    acc = _conv(p, x.astype("float64") - p["in_zp"], w.astype("float64"))
+    return _finish(p, acc.astype("int64") + bias, factor, dtype)
+
+
+def qdense(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
+    """``x @ w.T + bias`` over the last axis of ``x``."""
+    acc = (x.astype("float64") - p["in_zp"]) @ w.astype("float64").T
+    return _finish(p, acc.astype("int64") + bias, factor, dtype)
+
+
+def qadd(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """Fixed-point addition with one rounding shift (XNNPACK); subtraction has a negative b_mul."""
+    wide = (a.astype("int64") - p["a_zp"]) * p["a_mul"] + (b.astype("int64") - p["b_zp"]) * p["b_mul"]
+    q = ((wide + (1 << (p["shift"] - 1))) >> p["shift"]) + p["out_zp"]
+    return np.clip(q, p["lo"], p["hi"]).astype(dtype)
+
+
+def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """Product of two quantized tensors, requantized."""
+    acc = (a.astype("int64") - p["a_zp"]) * (b.astype("int64") - p["b_zp"])
+    return _finish(p, acc, p["multiplier"], dtype)
+
+
+def qavgpool2d(p: Params, x: Array, dtype: str) -> Array:
+    """Average pooling: the sum, requantized by ``multiplier / n``; n counts pads only if asked to."""
+    windows = _windows(p, x.astype("int64") - p["in_zp"], 0)
+    counted = np.ones((1, *x.shape[1:3], 1), "int64")
+    n = _windows(p, counted, int(p["count_include_pad"])).sum((3, 4))
+    factor = np.float32(p["multiplier"]) / n.astype("float32")
+    return _finish(p, windows.sum((3, 4)), factor, dtype)
+
+
+def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
+    """Max pooling; padding never wins."""
+    windows = _windows(p, x, INTEGER_RANGE[str(x.dtype)][0])
+    return np.clip(windows.max((3, 4)), p["lo"], p["hi"]).astype(dtype)
+
+
+def qmean(p: Params, x: Array, dtype: str) -> Array:
+    """Mean over ``axes``; ``multiplier`` already contains 1/n."""
+    acc = (x.astype("int64") - p["in_zp"]).sum(tuple(p["axes"]), keepdims=bool(p["keepdims"]))
+    return _finish(p, np.asarray(acc), p["multiplier"], dtype)
+
+
+def qlut(p: Params, x: Array, table: Array, dtype: str) -> Array:
+    """Any unary function, as a table of 256 results."""
+    return table[x.astype("int64") - INTEGER_RANGE[str(x.dtype)][0]].astype(dtype)
+
+
+def qsoftmax(p: Params, x: Array, table: Array, dtype: str) -> Array:
+    """Softmax by table, as LiteRT's int8 kernel: float32 sum in index order, half up.
+
+    ``table[255 - d]`` is ``exp(-d * input scale)`` for a distance ``d`` to the maximum.
+    """
+    moved = np.moveaxis(x.astype("int64"), p["axis"], -1)
+    e = table[255 - (moved.max(-1, keepdims=True) - moved)].astype("float32")
+    total = np.zeros(e.shape[:-1], "float32")
+    for i in range(e.shape[-1]):
+        total = total + e[..., i]
+    inverse = np.float32(1.0) / (total * np.float32(p["out_scale"]))
+    q = np.floor(e * inverse[..., None] + np.float32(0.5)).astype("int64") + p["out_zp"]
+    return np.moveaxis(np.clip(q, p["lo"], p["hi"]), -1, p["axis"]).astype(dtype)
+
+
+def qresize2d(p: Params, x: Array, dtype: str) -> Array:
+    """Nearest, or bilinear with 11-bit weights as in XNNPACK's ``s8-ibilinear``."""
+    rows = resize_table(x.shape[1], p["size"][0], p)
+    cols = resize_table(x.shape[2], p["size"][1], p)
+    if p["method"] == "nearest":
+        return x[:, rows[0]][:, :, cols[0]].astype(dtype)
+    top, bottom = (_blend_columns(x[:, r].astype("int64"), cols) for r in rows[:2])
+    alpha = rows[2][:, None, None].astype("int64")
+    acc = (top << 11) + (bottom - top) * alpha
+    return ((acc + (1 << 21)) >> 22).astype(dtype)
+
+
+def resize_table(size_in: int, size_out: int, p: Params) -> tuple[Array, Array, Array]:
+    """Low index, high index and 11-bit weight of the high one, per output position.
+
+    For ``nearest`` the first array is the source index. Coordinates in float32; ``coordinate`` is
+    half_pixel, pytorch_half_pixel, asymmetric or align_corners, ``rounding`` (nearest only) round_prefer_floor, round_prefer_ceil,
+    floor or ceil, as in ONNX's Resize.
+    """
+    at = _coordinates(size_in, size_out, p["coordinate"])
+    if p["method"] == "nearest":
+        half = np.float32(0.5)
+        index = {
+            "floor": np.floor(at),
+            "ceil": np.ceil(at),
+            "round_prefer_floor": np.ceil(at - half),
+            "round_prefer_ceil": np.floor(at + half),
+        }[p["rounding"]]
+        index = np.clip(index, 0, size_in - 1).astype("int32")
+        return index, index, np.zeros_like(index)
+    at = np.clip(at, np.float32(0), np.float32(size_in - 1))
+    low = np.floor(at).astype("int32")
+    high = np.minimum(low + 1, size_in - 1).astype("int32")
+    return low, high, np.rint((at - low.astype("float32")) * np.float32(2048)).astype("int32")
+
+
+def _coordinates(size_in: int, size_out: int, mode: str) -> Array:
+    y = np.arange(size_out, dtype="float32")
+    if mode == "align_corners":
+        return y * np.float32((size_in - 1) / max(size_out - 1, 1))
+    scale = np.float32(size_in) / np.float32(size_out)
+    if mode == "asymmetric":
+        return y * scale
+    if mode == "pytorch_half_pixel" and size_out == 1:
+        return np.zeros(1, "float32")
+    return (y + np.float32(0.5)) * scale - np.float32(0.5)
+
+
+def _blend_columns(x: Array, cols: tuple[Array, Array, Array]) -> Array:
+    left, right = x[:, :, cols[0]], x[:, :, cols[1]]
+    return np.asarray((left << 11) + (right - left) * cols[2][:, None].astype("int64"))
+
+
+def qclamp(p: Params, x: Array, dtype: str) -> Array:
+    """A stand-alone activation on one grid."""
+    return np.clip(x.astype("int64"), p["lo"], p["hi"]).astype(dtype)
+
+
+def qpad(p: Params, x: Array, dtype: str) -> Array:
+    """Constant padding, usually with the zero point."""
+    width = np.asarray(p["pad_width"]).reshape(-1, 2)
+    return np.pad(x, [(int(a), int(b)) for a, b in width], constant_values=p["value"])
+
+
+def fconv2d(p: Params, x: Array, w: Array, bias: Array, dtype: str = "float32") -> Array:
+    """Convolution in floating point (computed in float64: kernels agree to rounding only)."""
+    acc = _conv(p, x.astype("float64"), w.astype("float64")) + bias
+    return np.clip(acc, p["lo"], p["hi"]).astype(dtype) if _bounded(p) else acc.astype(dtype)
+
+
+def fdense(p: Params, x: Array, w: Array, bias: Array, dtype: str = "float32") -> Array:
+    """Dense layer in floating point."""
+    acc = x.astype("float64") @ w.astype("float64").T + bias
+    return np.clip(acc, p["lo"], p["hi"]).astype(dtype) if _bounded(p) else acc.astype(dtype)
+
+
+def _bounded(p: Params) -> bool:
+    return p.get("lo") is not None or p.get("hi") is not None
+
+
+def _finish(p: Params, acc: Array, factor: Any, dtype: str) -> Array:
+    return requantize(acc, factor, p["out_zp"], p["lo"], p["hi"]).astype(dtype)
+
+
+def _windows(p: Params, x: Array, fill: int) -> Array:
+    """Sliding windows ``[N, OH, OW, KH, KW, C]`` of a padded NHWC tensor."""
+    (t, left, b, r), (kh, kw), (sh, sw) = p["padding"], p["pool"], p["strides"]
+    dh, dw = p.get("dilation", (1, 1))
+    x = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)), constant_values=fill)
+    span = ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
+    view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
+    return np.moveaxis(view[:, ::sh, ::sw, :, ::dh, ::dw], 3, 5)
+
+
+def _conv(p: Params, x: Array, w: Array) -> Array:
+    """Exact sums in float64 of a zero-padded convolution, NHWC x OHWI."""
+    out_channels, kh, kw, per_group = w.shape
+    groups = p["groups"]
+    columns = _windows({**p, "pool": (kh, kw)}, x, 0)
+    if per_group == 1 and out_channels % groups == 0 and groups == x.shape[3]:
+        taps = w.reshape(groups, out_channels // groups, kh, kw)
+        acc = np.einsum("nhwklc,cmkl->nhwcm", columns, taps, optimize=True)
+        return np.asarray(acc.reshape(*acc.shape[:3], out_channels))
+    n, oh, ow = columns.shape[:3]
+    parts = []
+    for g in range(groups):
+        block = columns[..., g * per_group : (g + 1) * per_group].reshape(n * oh * ow, -1)
+        rows = w[g * out_channels // groups : (g + 1) * out_channels // groups]
+        parts.append((block @ rows.reshape(rows.shape[0], -1).T).reshape(n, oh, ow, -1))
+    return np.concatenate(parts, 3)
+
+
+ORACLE: dict[str, Oracle] = {
+    "quantize": quantize,
+    "dequantize": dequantize,
+    "requantize": requantize_tensor,
+    "qconv2d": qconv2d,
+    "qdense": qdense,
+    "qadd": qadd,
+    "qmul": qmul,
+    "qavgpool2d": qavgpool2d,
+    "qmaxpool2d": qmaxpool2d,
+    "qmean": qmean,
+    "qlut": qlut,
+    "qsoftmax": qsoftmax,
+    "qresize2d": qresize2d,
+    "qclamp": qclamp,
+    "qpad": qpad,
+    "fconv2d": fconv2d,
+    "fdense": fdense,
+}

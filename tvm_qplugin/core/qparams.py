@@ -1,0 +1,196 @@
+"""Quantization parameters and the arithmetic of requantization: the reference every kernel must equal.
+
+``real = (q - zero_point) * scale``; see TensorFlow Lite's 8-bit quantization specification. Rounding
+is that of XNNPACK's float32 requantization: half to even.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+INTEGER_RANGE = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantParams:
+    """Scale and zero point of one tensor; per channel when ``axis`` is given.
+
+    ``scale`` (float32) and ``zero_point`` (int32) are scalars, or vectors along ``axis``.
+
+    >>> QuantParams.of(0.5, 3).quantize(np.float32([-1, 0, 0.25, 100]))
+    array([  1,   3,   3, 127], dtype=int8)
+    """
+
+    scale: Array
+    zero_point: Array
+    dtype: str = "int8"
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no kernel could compute with."""
+        if self.dtype not in INTEGER_RANGE:
+            raise ValueError(f"dtype {self.dtype!r}: expected one of {', '.join(INTEGER_RANGE)}")
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError(f"scale must be positive and finite, got {self.scale}")
+        lo, hi = INTEGER_RANGE[self.dtype]
+        if (self.zero_point < lo).any() or (self.zero_point > hi).any():
+            raise ValueError(f"zero point {self.zero_point} does not fit {self.dtype}")
+
+    @classmethod
+    def of(
+        cls,
+        scale: npt.ArrayLike,
+        zero_point: npt.ArrayLike = 0,
+        dtype: str = "int8",
+        axis: int | None = None,
+    ) -> QuantParams:
+        """Make parameters from anything that numpy understands."""
+        scale = np.asarray(scale, "float32")
+        zero_point = np.broadcast_to(np.asarray(zero_point, "int32"), scale.shape)
+        return cls(scale, zero_point, dtype, axis)
+
+    @classmethod
+    def from_range(
+        cls,
+        low: npt.ArrayLike,
+        high: npt.ArrayLike,
+        dtype: str = "int8",
+        *,
+        symmetric: bool = False,
+        narrow: bool = False,
+        axis: int | None = None,
+    ) -> QuantParams:
+        """Parameters that cover ``[low, high]`` and represent 0 exactly.
+
+        ``narrow`` leaves out the lowest code (weights: [-127, 127]). A range of zero width gets
+        scale 1. Raises ValueError for a range that is not finite or upside down.
+        """
+        low, high = np.asarray(low, "float64"), np.asarray(high, "float64")
+        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
+            raise ValueError(f"range [{low}, {high}] is not finite or upside down")
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        qmin, qmax = INTEGER_RANGE[dtype]
+        qmin += int(narrow)
+        if symmetric:
+            bound = np.maximum(-low, high)
+            scale = _positive(bound / ((qmax - qmin) // 2))
+            return cls.of(scale, (qmax + qmin + 1) // 2, dtype, axis)
+        scale = _positive((high - low) / (qmax - qmin))
+        zero_point = np.clip(np.rint(qmin - low / scale.astype("float64")), qmin, qmax)
+        return cls.of(scale, zero_point, dtype, axis)
+
+    def quantize(self, x: Array) -> Array:
+        """``clip(rint(x / scale) + zero_point)`` in float32, half to even."""
+        scale, zero_point = self._along(x.ndim)
+        lo, hi = INTEGER_RANGE[self.dtype]
+        q = np.rint(np.asarray(x, "float32") / scale)
+        return np.clip(q + zero_point.astype("float64"), lo, hi).astype(self.dtype)
+
+    def dequantize(self, q: Array) -> Array:
+        """``(q - zero_point) * scale`` in float32."""
+        scale, zero_point = self._along(q.ndim)
+        return (q.astype("int64") - zero_point).astype("float32") * scale
+
+    def fake_quant(self, x: Array) -> Array:
+        """``dequantize(quantize(x))``: what is left of ``x`` after quantization."""
+        return self.dequantize(self.quantize(x))
+
+    def _along(self, ndim: int) -> tuple[Array, Array]:
+        if self.axis is None or self.scale.ndim == 0:
+            return self.scale, self.zero_point
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return self.scale.reshape(shape), self.zero_point.reshape(shape)
+
+    def same(self, other: QuantParams) -> bool:
+        """Whether both describe the same integers."""
+        return (
+            self.dtype == other.dtype
+            and self.scale.shape == other.scale.shape
+            and bool((self.scale == other.scale).all())
+            and bool((self.zero_point == other.zero_point).all())
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads back exactly."""
+        return {
+            "scale": self.scale.astype("float64").tolist(),
+            "zero_point": self.zero_point.tolist(),
+            "dtype": self.dtype,
+            "axis": self.axis,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> QuantParams:
+        """The inverse of ``to_json``."""
+        return cls.of(data["scale"], data["zero_point"], data["dtype"], data["axis"])
+
+
+def _positive(scale: Array) -> Array:
+    scale = np.asarray(scale, "float32")
+    smallest = np.finfo("float32").tiny
+    return np.where(scale >= smallest, scale, np.float32(1.0)).astype("float32")
+
+
+def multiplier(s_in: npt.ArrayLike, s_weight: npt.ArrayLike, s_out: npt.ArrayLike) -> Array:
+    """``s_in * s_weight / s_out`` in float32, left to right, as XNNPACK computes it."""
+    product = np.asarray(s_in, "float32") * np.asarray(s_weight, "float32")
+    return np.asarray(product / np.asarray(s_out, "float32"), "float32")
+
+
+def requantize(acc: Array, factor: npt.ArrayLike, zero_point: int, lo: int, hi: int) -> Array:
+    """``clip(rint(float32(acc) * float32(factor)) + zero_point, lo, hi)`` as int64.
+
+    ``acc`` is an int32 accumulator of any shape; ``factor`` a scalar or one value a channel
+    (last axis). Half to even.
+    """
+    scaled = acc.astype("int32").astype("float32") * np.asarray(factor, "float32")
+    return np.clip(np.rint(scaled).astype("float64") + zero_point, lo, hi).astype("int64")
+
+
+def add_params(s_a: float, s_b: float, s_out: float) -> tuple[int, int, int]:
+    """Multipliers and shift of XNNPACK's fixed-point ADD: ``(a_mul, b_mul, shift)``.
+
+    For SUB negate ``b_mul``. Source: XNNPACK, ``init_qs8_add_minmax`` parameters.
+    """
+    ratio_a = np.float32(s_a) / np.float32(s_out)
+    ratio_b = np.float32(s_b) / np.float32(s_out)
+    shift = 20 - int(np.floor(np.log2(float(max(ratio_a, ratio_b)))))
+    a_mul = int(np.rint(float(ratio_a) * 2.0**shift))
+    b_mul = int(np.rint(float(ratio_b) * 2.0**shift))
+    return a_mul, b_mul, shift
+
+
+def clamp_bounds(
+    params: QuantParams, low: float | None, high: float | None
+) -> tuple[int, int]:
+    """Integer bounds of a fused activation that clips to ``[low, high]`` (None: not bounded)."""
+    lo, hi = INTEGER_RANGE[params.dtype]
+    if low is not None:
+        lo = int(params.quantize(np.float32(low)))
+    if high is not None:
+        hi = int(params.quantize(np.float32(high)))
+    return lo, hi
+
+
+def channel_scale(params: QuantParams, channels: int) -> Array:
+    """The scale as one float32 value a channel."""
+    return np.broadcast_to(params.scale, (channels,)).astype("float32")
+
+
+def union_range(ranges: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The smallest range that covers all of them."""
+    return min(low for low, _ in ranges), max(high for _, high in ranges)

@@ -1,0 +1,1 @@
+"""Observers: what calibration remembers of a tensor."""
