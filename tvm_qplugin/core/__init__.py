@@ -1,1 +1,1 @@
-"""Arithmetic, words and tables that every other part shares: numpy and the standard library only."""
+"""Arithmetic, words and tables that every other part shares: numpy and stdlib only."""

@@ -174,9 +174,7 @@ def add_params(s_a: float, s_b: float, s_out: float) -> tuple[int, int, int]:
     return a_mul, b_mul, shift
 
 
-def clamp_bounds(
-    params: QuantParams, low: float | None, high: float | None
-) -> tuple[int, int]:
+def clamp_bounds(params: QuantParams, low: float | None, high: float | None) -> tuple[int, int]:
     """Integer bounds of a fused activation that clips to ``[low, high]`` (None: not bounded)."""
     lo, hi = INTEGER_RANGE[params.dtype]
     if low is not None:
