@@ -1,0 +1,153 @@
+"""x86 instruction sets as a table, and the vector instructions that the generators are written in.
+
+Every function that returns an expression must be called inside a ``tvm.script.ir_builder`` frame or on
+expressions made there; buffers are flat, an index counts elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm.target.codegen import target_has_features
+from tvm.tirx.script import builder as T
+
+Expr = Any
+Buffer = Any
+Index = Any
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One way to multiply and accumulate.
+
+    ``lanes`` accumulators (int32 or float32) a vector, each adding ``depth`` products an instruction;
+    ``registers`` vector registers, of which ``scratch`` are needed besides accumulators and weights.
+    ``source`` is the dtype that activations must be stored in, None for that of the tensor.
+    """
+
+    name: str
+    features: tuple[tuple[str, ...], ...]
+    lanes: int
+    depth: int
+    registers: int
+    scratch: int
+    accumulator: str = "int32"
+    source: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of a vector register."""
+        return self.lanes * 4
+
+
+VNNI512 = Isa("vnni512", (("avx512vnni", "avx512bw"),), 16, 4, 32, 1)
+AVXVNNI256 = Isa("avxvnni256", (("avxvnni",), ("avx512vl", "avx512vnni")), 8, 4, 16, 1)
+AVX2 = Isa("avx2", (("avx2", "fma"),), 8, 2, 16, 2, source="int16")
+F32_512 = Isa("f32_512", (("avx512f",),), 16, 1, 32, 1, "float32")
+F32_256 = Isa("f32_256", (("avx2", "fma"),), 8, 1, 16, 1, "float32")
+
+TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, F32_512, F32_256)}
+
+
+def supports(isa: Isa, target: tvm.target.Target) -> bool:
+    """Whether the target has one of the sets of features that ``isa`` needs."""
+    if target.kind.name != "llvm":
+        return False
+    return any(bool(target_has_features(list(needed), target)) for needed in isa.features)
+
+
+def select_isa(dtype: str, target: tvm.target.Target) -> Isa | None:
+    """The fastest table entry for activations of ``dtype``; None: leave it to the portable kernel.
+
+    Targets with VNNI store activations as uint8; there is no kernel for int8 on them.
+    """
+    if dtype == "float32":
+        return next((isa for isa in (F32_512, F32_256) if supports(isa, target)), None)
+    if dtype not in ("int8", "uint8"):
+        return None
+    vnni = next((isa for isa in (VNNI512, AVXVNNI256) if supports(isa, target)), None)
+    if vnni is not None:
+        return vnni if dtype == "uint8" else None
+    return AVX2 if supports(AVX2, target) else None
+
+
+def load(buffer: Buffer, index: Index, lanes: int) -> Expr:
+    """``lanes`` elements from ``index`` on."""
+    return buffer[index] if lanes == 1 else buffer[T.ramp(index, 1, lanes)]
+
+
+def store(buffer: Buffer, index: Index, value: Expr, lanes: int) -> None:
+    """Write a vector of ``lanes`` elements from ``index`` on."""
+    T.buffer_store(buffer, value, [index if lanes == 1 else T.ramp(index, 1, lanes)])
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """``value`` in every lane."""
+    return T.broadcast(value, lanes)
+
+
+def select_lanes(vector: Expr, lanes: Sequence[int]) -> Expr:
+    """The named lanes of a vector, in that order."""
+    if len(lanes) == 1:
+        return T.Shuffle([vector], [T.int32(lanes[0])])
+    return T.Shuffle([vector], [T.int32(lane) for lane in lanes])
+
+
+def intrinsic(dtype: str, name: str, *args: Expr) -> Expr:
+    """A pure LLVM intrinsic by name."""
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *args)
+
+
+def dot_uint8(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``vpdpbusd``: add four products uint8 x int8 to each int32 lane."""
+    name = f"llvm.x86.avx512.vpdpbusd.{isa.bytes * 8}"
+    return intrinsic(f"int32x{isa.lanes}", name, acc, activations, weights)
+
+
+def dot_int16(acc: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``vpmaddwd`` and add: two products int16 x int16 to each of 8 int32 lanes."""
+    return acc + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", activations, weights)
+
+
+def fma(a: Expr, b: Expr, acc: Expr, lanes: int) -> Expr:
+    """Fused ``a * b + acc`` in float32."""
+    return intrinsic(f"float32x{lanes}", "llvm.fma", a, b, acc)
+
+
+def round_to_int32(value: Expr, isa: Isa) -> Expr:
+    """``cvtps2dq``: float32 to int32, half to even; -2^31 where the value does not fit."""
+    if isa.bytes == 32:
+        return intrinsic("int32x8", "llvm.x86.avx.cvt.ps2dq.256", value)
+    none, every, rounding = splat(T.int32(0), 16), T.int16(-1), T.int32(4)
+    return intrinsic("int32x16", "llvm.x86.avx512.mask.cvtps2dq.512", value, none, every, rounding)
+
+
+def pack_int16(a: Expr, b: Expr, isa: Isa) -> Expr:
+    """``packssdw``: two int32 vectors to one of int16, saturating, within 128-bit lanes."""
+    name = "llvm.x86.avx512.packssdw.512" if isa.bytes == 64 else "llvm.x86.avx2.packssdw"
+    return intrinsic(f"int16x{isa.bytes // 2}", name, a, b)
+
+
+def pack_bytes(a: Expr, b: Expr, dtype: str, isa: Isa) -> Expr:
+    """``packuswb`` or ``packsswb``: two int16 vectors to one of bytes, saturating, within 128-bit lanes."""
+    operation = "packuswb" if dtype == "uint8" else "packsswb"
+    name = f"llvm.x86.avx512.{operation}.512" if isa.bytes == 64 else f"llvm.x86.avx2.{operation}"
+    return intrinsic(f"{dtype}x{isa.bytes}", name, a, b)
+
+
+def packed_lane(vector: int, element: int) -> int:
+    """Where element ``element`` of vector ``vector`` lies after packing four int32 vectors to bytes."""
+    return element // 4 * 16 + vector * 4 + element % 4
+
+
+def add_saturating_int16(a: Expr, b: Expr, isa: Isa) -> Expr:
+    """``paddsw``."""
+    return intrinsic(f"int16x{isa.bytes // 2}", "llvm.sadd.sat", a, b)
+
+
+def accumulator(isa: Isa) -> Buffer:
+    """A buffer of one vector, which LLVM keeps in a register; several in one buffer go to memory."""
+    return T.sblock_alloc_buffer((isa.lanes,), isa.accumulator)
