@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ def _axis(params: QuantParams) -> int:
 
 
 class Emitter:
-    """Builds a new ``main`` with the parameters of an old one; keep names with ``emit(expr, name)``."""
+    """Builds a new ``main`` from an old module: ``with Emitter(mod) as out: ...; return out.finish(...)``."""
 
     def __init__(self, mod: IRModule, params: list[relax.Var] | None = None) -> None:
         self._old = mod
@@ -166,10 +167,18 @@ class Emitter:
         self.params = list(func.params) if params is None else params
         self._attrs = {k: v for k, v in (func.attrs or {}).items() if k != "global_symbol"}
         self.bb = relax.BlockBuilder()
-        self._frame = self.bb.function("main", self.params)
-        self._frame.__enter__()
-        self._flow = self.bb.dataflow()
-        self._flow.__enter__()
+        self._scopes = ExitStack()
+
+    def __enter__(self) -> Emitter:
+        """Open the function and its dataflow block."""
+        self._scopes.enter_context(self.bb.function("main", self.params))
+        self._flow = ExitStack()
+        self._flow.enter_context(self.bb.dataflow())
+        return self
+
+    def __exit__(self, *exc: Any) -> bool | None:
+        """Close the builder, also when a pass raised."""
+        return self._scopes.__exit__(*exc)
 
     def emit(self, expr: relax.Expr, name: str) -> relax.Var:
         """Bind an expression; a variable is returned as it is."""
@@ -177,14 +186,14 @@ class Emitter:
 
     def finish(self, outputs: list[relax.Expr], as_tuple: bool, **attrs: Any) -> IRModule:
         """The module with ``main`` replaced; ``attrs`` are added to the function (None removes)."""
-        result = relax.Tuple(outputs) if as_tuple else outputs[0]
-        out = self.bb.emit_output(result)
-        self._flow.__exit__(None, None, None)
+        out = self.bb.emit_output(relax.Tuple(outputs) if as_tuple else outputs[0])
+        self._flow.close()
         self.bb.emit_func_output(out)
-        self._frame.__exit__(None, None, None)
+        self._scopes.close()
         mod = self.bb.get()
+        known = [v.name_hint for v in mod.get_global_vars()]
         for var, func in self._old.functions_items():
-            if var.name_hint != "main" and var.name_hint not in [v.name_hint for v in mod.get_global_vars()]:
+            if var.name_hint not in known:
                 mod[var] = func
         merged = {**self._attrs, **attrs}
         mod["main"] = mod["main"].with_attrs({k: v for k, v in merged.items() if v is not None})

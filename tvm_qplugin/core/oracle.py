@@ -1,7 +1,7 @@
 """The oracle: every kernel of the plugin in numpy. Integer results of all targets equal these.
 
-A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC, weights OHWI
-(I = channels per group), ``q`` is int8 or uint8. Common parameters: ``in_zp``/``a_zp``/``b_zp``/
+A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC,
+weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters: ``in_zp``/``a_zp``/``b_zp``/
 ``out_zp`` zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
 
 | kernel | arrays | parameters beside the common ones |
@@ -9,7 +9,7 @@ A kernel function takes the kernel's parameters, its arrays and the output's dty
 | quantize | x float32 | scale; axes (optional transposition applied first) |
 | dequantize | q | scale; axes (optional transposition applied after) |
 | requantize | q | multiplier |
-| qconv2d | q, weight int8, bias int32 [O], multiplier float32 [O] | strides, padding (t, l, b, r), dilation, groups |
+| qconv2d | q, weight int8, bias int32 [O], multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
@@ -138,8 +138,8 @@ def resize_table(size_in: int, size_out: int, p: Params) -> tuple[Array, Array, 
     """Low index, high index and 11-bit weight of the high one, per output position.
 
     For ``nearest`` the first array is the source index. Coordinates in float32; ``coordinate`` is
-    half_pixel, pytorch_half_pixel, asymmetric or align_corners, ``rounding`` (nearest only) round_prefer_floor, round_prefer_ceil,
-    floor or ceil, as in ONNX's Resize.
+    half_pixel, pytorch_half_pixel, asymmetric or align_corners, ``rounding`` (nearest only)
+    round_prefer_floor, round_prefer_ceil, floor or ceil, as in ONNX's Resize.
     """
     at = _coordinates(size_in, size_out, p["coordinate"])
     if p["method"] == "nearest":

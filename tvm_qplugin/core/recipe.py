@@ -1,0 +1,112 @@
+"""Recipes: which scheme a layer gets. Ordered, scoped rules; the last match wins."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_qplugin.core.errors import RecipeError
+
+SCHEMES = ("int8", "float")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What applies to operators whose output name matches ``scope`` and whose kind is ``op``.
+
+    ``scope`` is a regular expression searched in the name, ``op`` a kind such as ``conv2d`` (None:
+    any). Fields left at None change nothing.
+    """
+
+    scope: str = ""
+    op: str | None = None
+    scheme: str | None = None
+    observer: str | None = None
+    per_channel: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what would silently match nothing."""
+        try:
+            re.compile(self.scope)
+        except re.error as error:
+            raise RecipeError(f"scope {self.scope!r} is not a regular expression: {error}") from None
+        if self.scheme is not None and self.scheme not in SCHEMES:
+            raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+
+    def matches(self, kind: str, name: str) -> bool:
+        """Whether the rule applies to an operator."""
+        return (self.op is None or self.op == kind) and re.search(self.scope, name) is not None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a recipe decides for one operator."""
+
+    scheme: str
+    observer: str
+    per_channel: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A scheme for the whole model, and rules for parts of it."""
+
+    name: str = "int8"
+    scheme: str = "int8"
+    observer: str = "min_max"
+    per_channel: bool = True
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the scheme."""
+        if self.scheme not in SCHEMES:
+            raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+
+    def choose(self, kind: str, name: str) -> Choice:
+        """The decision for the operator ``kind`` whose output tensor is ``name``."""
+        chosen = {"scheme": self.scheme, "observer": self.observer, "per_channel": self.per_channel}
+        for rule in self.rules:
+            if rule.matches(kind, name):
+                fields = {key: getattr(rule, key) for key in chosen}
+                chosen.update({key: value for key, value in fields.items() if value is not None})
+        return Choice(**chosen)  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Read a recipe; RecipeError names a field that is not known."""
+        try:
+            rules = tuple(Rule(**rule) for rule in data.get("rules", ()))
+            return cls(**{**data, "rules": rules})
+        except TypeError as error:
+            raise RecipeError(f"recipe: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from None
+
+
+RECIPES: dict[str, Recipe] = {"int8": Recipe(), "float": Recipe("float", "float")}
+
+
+def find_recipe(recipe: str | Recipe | Mapping[str, Any]) -> Recipe:
+    """A recipe by name, from a JSON file, from a mapping, or as it is."""
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return Recipe.from_json(recipe)
+    if recipe in RECIPES:
+        return RECIPES[recipe]
+    path = Path(recipe)
+    if not path.is_file():
+        raise RecipeError(f"recipe {recipe!r} is neither one of {', '.join(RECIPES)} nor a JSON file")
+    try:
+        data = json.loads(path.read_text())
+    except ValueError as error:
+        raise RecipeError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: a JSON object with the fields of a recipe was expected")
+    return Recipe.from_json(data)

@@ -1,0 +1,137 @@
+"""What quantization is asked of a tensor or an operator, and the annotation that carries it in the IR."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tvm_qplugin.core.qparams import QuantParams
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """How one tensor is quantized: dtype and the way its range becomes parameters."""
+
+    dtype: str = "int8"
+    symmetric: bool = False
+    axis: int | None = None
+    narrow: bool = False
+    observer: str = "min_max"
+    dynamic: bool = False
+
+    def params(self, low: Any, high: Any) -> QuantParams:
+        """Parameters for a range (scalars, or one value per channel along ``axis``)."""
+        return QuantParams.from_range(
+            low, high, self.dtype, symmetric=self.symmetric, narrow=self.narrow, axis=self.axis
+        )
+
+
+@dataclass(frozen=True)
+class FixedSpec:
+    """Parameters that the operator fixes, whatever the data: softmax, sigmoid, tanh."""
+
+    scale: float
+    zero_point: int
+    dtype: str = "int8"
+
+    def params(self) -> QuantParams:
+        """The fixed parameters."""
+        return QuantParams.of(self.scale, self.zero_point, self.dtype)
+
+
+@dataclass(frozen=True)
+class SharedSpec:
+    """The same parameters as another tensor."""
+
+    tensor: str
+
+
+Spec = QuantSpec | FixedSpec | SharedSpec
+
+ACTIVATION = QuantSpec()
+WEIGHT = QuantSpec(symmetric=True, axis=0, narrow=True)
+FIXED = {
+    "softmax": FixedSpec(1 / 256, -128),
+    "sigmoid": FixedSpec(1 / 256, -128),
+    "tanh": FixedSpec(1 / 128, 0),
+}
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """How the tensors of one operator are quantized; None stays float."""
+
+    activation: QuantSpec | None = ACTIVATION
+    weight: QuantSpec | None = WEIGHT
+    bias: QuantSpec | None = field(default_factory=lambda: QuantSpec("int32", symmetric=True))
+    output: Spec | None = ACTIVATION
+
+
+@dataclass(frozen=True)
+class OpAnnotation:
+    """One operator as quantization sees it: a group of bindings that becomes one kernel.
+
+    ``output`` is the name of the tensor that the group puts out, ``inputs`` the tensors it reads,
+    ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``.
+    """
+
+    kind: str
+    output: str
+    inputs: tuple[str, ...]
+    members: tuple[str, ...]
+    weight: QuantSpec | None = None
+    integer: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """All operators, and the specification of every tensor that is quantized."""
+
+    operators: Mapping[str, OpAnnotation]
+    tensors: Mapping[str, Spec]
+
+    def with_tensors(self, changed: Mapping[str, Spec]) -> Annotation:
+        """The same with some specifications replaced."""
+        return replace(self, tensors={**self.tensors, **changed})
+
+    def observed(self) -> list[str]:
+        """Tensors whose range has to be measured."""
+        return [name for name, spec in self.tensors.items() if not isinstance(spec, FixedSpec)]
+
+    def dumps(self) -> str:
+        """JSON, to be kept as a function attribute."""
+        return json.dumps(
+            {
+                "operators": [asdict(op) for op in self.operators.values()],
+                "tensors": {
+                    name: {"kind": type(spec).__name__, **asdict(spec)} for name, spec in self.tensors.items()
+                },
+            }
+        )
+
+    @classmethod
+    def loads(cls, text: str) -> Annotation:
+        """The inverse of ``dumps``."""
+        data = json.loads(text)
+        operators = (_operator(item) for item in data["operators"])
+        return cls(
+            {op.output: op for op in operators},
+            {name: _spec(dict(item)) for name, item in data["tensors"].items()},
+        )
+
+
+def _operator(item: dict[str, Any]) -> OpAnnotation:
+    weight = item.pop("weight")
+    return OpAnnotation(
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()},
+        weight=QuantSpec(**weight) if weight else None,
+    )
+
+
+def _spec(item: dict[str, Any]) -> Spec:
+    kinds: dict[str, type] = {c.__name__: c for c in (QuantSpec, FixedSpec, SharedSpec)}
+    spec: Spec = kinds[item.pop("kind")](**item)
+    return spec
