@@ -1,0 +1,59 @@
+"""Integer arithmetic shared by the definitions: widening, requantization, clamping."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from tvm import te, tirx
+
+from tvm_qplugin.core.attrs import Params
+
+Expr: TypeAlias = Any  # a scalar expression: TVM 0.27 has no public class that covers all of them
+
+
+def f32(value: float) -> Expr:
+    """A float32 constant."""
+    return tirx.const(float(np.float32(value)), "float32")
+
+
+def wide(value: Expr, zero_point: int = 0) -> Expr:
+    """``int32(value) - zero_point``."""
+    cast = value.astype("int32")
+    return cast - tirx.const(zero_point, "int32") if zero_point else cast
+
+
+def clamp(value: Expr, lo: Expr, hi: Expr) -> Expr:
+    """``value`` between ``lo`` and ``hi``."""
+    return tirx.max(tirx.min(value, hi), lo)
+
+
+def round_clamped(scaled: Expr, p: Params, dtype: str) -> Expr:
+    """``clip(rint(scaled) + out_zp, lo, hi)``; the clamp comes first so that no cast overflows."""
+    zero_point = int(p["out_zp"])
+    bounded = clamp(scaled, f32(p["lo"] - zero_point), f32(p["hi"] - zero_point))
+    rounded = tirx.nearbyint(bounded).astype("int32")
+    return (rounded + tirx.const(zero_point, "int32")).astype(dtype)
+
+
+def finish(acc: Expr, factor: Expr, p: Params, dtype: str) -> Expr:
+    """Requantize an int32 accumulator: the oracle's ``requantize``."""
+    return round_clamped(acc.astype("float32") * factor, p, dtype)
+
+
+def broadcast(x: te.Tensor, index: Sequence[Expr]) -> Expr:
+    """``x`` at ``index`` under numpy's broadcasting."""
+    shape = [int(e) for e in x.shape]
+    aligned = list(index)[len(index) - len(shape) :]
+    return x(*[tirx.const(0, "int32") if e == 1 else i for e, i in zip(shape, aligned, strict=True)])
+
+
+def transposed(index: Sequence[Expr], axes: Sequence[int] | None) -> list[Expr]:
+    """Where element ``index`` of ``x.transpose(axes)`` lies in ``x``."""
+    if not axes:
+        return list(index)
+    source: list[Expr] = list(index)
+    for position, axis in enumerate(axes):
+        source[axis] = index[position]
+    return source

@@ -1,0 +1,55 @@
+"""Convolution, integer and float: any stride, padding, dilation and group count. NHWC x OHWI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import te, tirx
+
+from tvm_qplugin.core.attrs import Params, TensorSpec
+from tvm_qplugin.kernels.arith import Expr, f32, finish, wide
+from tvm_qplugin.kernels.movement import padded
+
+
+def qconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """Integer convolution, bias, requantization and clamp."""
+    x, w, bias, factor = inputs
+    acc = _accumulate(p, padded(x, p["padding"], p["in_zp"]), w, out, "int32", p["in_zp"])
+
+    def element(n: Expr, h: Expr, v: Expr, o: Expr) -> Expr:
+        return finish(acc[n, h, v, o] + bias[o], factor[o], p, out.dtype)
+
+    return te.compute(out.shape, element, name="requantize")
+
+
+def fconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """Float convolution, bias and clamp."""
+    x, w, bias = inputs
+    acc = _accumulate(p, padded(x, p["padding"], 0), w, out, "float32", 0)
+    return te.compute(out.shape, lambda n, h, v, o: bounded(p, acc[n, h, v, o] + bias[o]), name="bias")
+
+
+def bounded(p: Params, value: Expr) -> Expr:
+    """``value`` clipped to ``lo`` and ``hi``, either of which may be None."""
+    if p.get("hi") is not None:
+        value = tirx.min(value, f32(p["hi"]))
+    return tirx.max(value, f32(p["lo"])) if p.get("lo") is not None else value
+
+
+def _accumulate(
+    p: Params, x: te.Tensor, w: te.Tensor, out: TensorSpec, dtype: str, zero_point: int
+) -> te.Tensor:
+    """Sums ``[N, OH, OW, O]`` over ``kh, kw`` and the channels of the output's group."""
+    out_channels, kh, kw, per_group = (int(e) for e in w.shape)
+    (sh, sw), (dh, dw) = p["strides"], p["dilation"]
+    rh, rw = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    rc = te.reduce_axis((0, per_group), "c")
+    group = out_channels // int(p["groups"])
+
+    def element(n: Expr, h: Expr, v: Expr, o: Expr) -> Expr:
+        c = rc if p["groups"] == 1 else o // group * per_group + rc
+        value = x[n, h * sh + rh * dh, v * sw + rw * dw, c]
+        left = wide(value, zero_point) if dtype == "int32" else value
+        return te.sum(left * w[o, rh, rw, rc].astype(dtype), axis=[rh, rw, rc])
+
+    return te.compute(out.shape, element, name="conv")
