@@ -12,8 +12,9 @@ from typing import Any
 
 import tvm
 from tvm.target.codegen import target_has_features
-from tvm.tirx.script import builder as T
+from tvm.tirx.script import builder
 
+T: Any = builder
 Expr = Any
 Buffer = Any
 Index = Any

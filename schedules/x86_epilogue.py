@@ -1,0 +1,138 @@
+"""What happens to accumulators: requantization to bytes, or a clamp in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_qplugin.core.qparams import INTEGER_RANGE
+from tvm_qplugin.schedules.x86_border import constant, powers_of_two
+from tvm_qplugin.schedules.x86_emit import Kernel, Spot
+from tvm_qplugin.schedules.x86_isa import (
+    Buffer,
+    Expr,
+    T,
+    add_saturating_int16,
+    load,
+    pack_bytes,
+    pack_int16,
+    packed_lane,
+    round_to_int32,
+    select_lanes,
+    splat,
+    store,
+)
+from tvm_qplugin.schedules.x86_pack import Requantization
+
+Cell = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class IntegerEpilogue:
+    """Four vectors at a time: scale, round, pack with saturation, undo the lane order in the store."""
+
+    requantization: Requantization
+    zero_in: int
+
+    @property
+    def zero_out(self) -> int:
+        """Zero point of the output."""
+        return self.requantization.zero_point
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+        """Store every accumulator of a tile."""
+        for cells in quads(len(spot.pixels), spot.vectors):
+            four = (cells + [cells[-1]] * 3)[:4]
+            packed = self._pack(kernel, [self._rounded(kernel, spot, acc, i, j) for i, j in four])
+            buffer = T.sblock_alloc_buffer((kernel.isa.bytes,), self.requantization.dtype)
+            store(buffer, 0, packed, kernel.isa.bytes)
+            for start, lanes in _runs(kernel, spot, cells):
+                _store_lanes(kernel, spot.out + start, buffer, lanes)
+
+    def _rounded(self, k: Kernel, spot: Spot, acc: list[list[Buffer]], i: int, j: int) -> Expr:
+        lanes, q = k.isa.lanes, self.requantization
+        scale = load(k.constants[2], (spot.block + j) * lanes, lanes)
+        value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * scale
+        if q.guarded:
+            value = T.min(value, splat(T.float32(q.hi - q.zero_point), lanes))
+        return round_to_int32(value, k.isa)
+
+    def _pack(self, k: Kernel, four: list[Expr]) -> Expr:
+        q, isa = self.requantization, k.isa
+        halves = [pack_int16(four[0], four[1], isa), pack_int16(four[2], four[3], isa)]
+        if q.zero_point:
+            zero = splat(T.int16(q.zero_point), isa.bytes // 2)
+            halves = [add_saturating_int16(half, zero, isa) for half in halves]
+        packed = pack_bytes(halves[0], halves[1], q.dtype, isa)
+        lo, hi = INTEGER_RANGE[q.dtype]
+        if q.hi < hi:
+            packed = T.min(packed, splat(constant(q.dtype, q.hi), isa.bytes))
+        return T.max(packed, splat(constant(q.dtype, q.lo), isa.bytes)) if q.lo > lo else packed
+
+
+@dataclass(frozen=True)
+class FloatEpilogue:
+    """Clamp to ``[lo, hi]`` (None: unbounded) and store."""
+
+    lo: float | None
+    hi: float | None
+    zero_in: int = 0
+    zero_out: int = 0
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+        """Store every accumulator of a tile."""
+        lanes = kernel.isa.lanes
+        for (_, out), row in zip(spot.pixels, acc, strict=True):
+            for j, cell in enumerate(row):
+                store(cell, 0, self._clamp(load(cell, 0, lanes), lanes), lanes)
+                valid = spot.valid if j == spot.vectors - 1 else lanes
+                _store_lanes(kernel, spot.out + out + j * lanes, cell, list(range(valid)))
+
+    def _clamp(self, value: Expr, lanes: int) -> Expr:
+        if self.hi is not None:
+            value = T.min(value, splat(T.float32(self.hi), lanes))
+        return value if self.lo is None else T.max(value, splat(T.float32(self.lo), lanes))
+
+
+def quads(pixels: int, vectors: int) -> list[list[Cell]]:
+    """Group the cells (pixel, vector) of a tile by four, neighbours in memory together."""
+    groups: list[list[Cell]] = []
+    whole = vectors // 4 * 4
+    for i in range(pixels):
+        groups += [[(i, j + v) for v in range(4)] for j in range(0, whole, 4)]
+    rest = range(whole, vectors)
+    pair = [j for j in rest[: len(rest) // 2 * 2]]
+    if pair:
+        flat = [(i, j) for i in range(pixels) for j in pair]
+        groups += [flat[n : n + 4] for n in range(0, len(flat), 4)]
+    if len(rest) % 2:
+        flat = [(i, vectors - 1) for i in range(pixels)]
+        groups += [flat[n : n + 4] for n in range(0, len(flat), 4)]
+    return groups
+
+
+def _runs(k: Kernel, spot: Spot, cells: list[Cell]) -> list[tuple[int, list[int]]]:
+    """Contiguous pieces of output that a packed vector holds: (offset from the tile, its lanes)."""
+    runs: list[tuple[int, list[int]]] = []
+    for v, (i, j) in enumerate(cells):
+        valid = spot.valid if j == spot.vectors - 1 else k.isa.lanes
+        lanes = [packed_lane(v, e) for e in range(valid)]
+        start = spot.pixels[i][1] + j * k.isa.lanes
+        if runs and runs[-1][0] + len(runs[-1][1]) == start:
+            runs[-1][1].extend(lanes)
+        else:
+            runs.append((start, lanes))
+    return runs
+
+
+def _store_lanes(k: Kernel, at: Expr, vector: Buffer, lanes: list[int]) -> None:
+    """Write the named lanes of a one-vector buffer, in pieces of a power of two."""
+    width = vector.shape[0]
+    for offset, length in powers_of_two(0, len(lanes)):
+        piece = lanes[offset : offset + length]
+        whole = load(vector, 0, int(width))
+        if piece == list(range(int(width))):
+            store(k.out, at + offset, whole, length)
+        elif length == 1:
+            store(k.out, at + offset, load(vector, piece[0], 1), 1)
+        else:
+            store(k.out, at + offset, select_lanes(whole, piece), length)

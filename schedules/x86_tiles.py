@@ -1,0 +1,112 @@
+"""Register tiles: the knobs of the x86 generators, and how they are chosen from a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tvm_qplugin.schedules.x86_isa import Isa
+
+L1_BYTES = 32 * 1024
+MIN_PARALLEL_INSTRUCTIONS = 12_000
+TILE_OVERHEAD = 40.0
+EPILOGUE = 4.0
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Knobs of one kernel.
+
+    At most ``mt`` pixels (of ``rows`` rows) x ``nt`` vectors of output channels are accumulated in
+    registers. ``order``: "om" walks the pixels for each block of channels, "mo" the blocks for each tile
+    of pixels. A reduction of at most ``unroll`` steps is written out in full.
+    """
+
+    mt: int
+    nt: int
+    order: str = "om"
+    rows: int = 1
+    unroll: int = 9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the choice of a tile depends on: pixels as (rows, columns), blocks a group, steps of K."""
+
+    rows: int
+    columns: int
+    blocks: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """``count`` tiles of ``size``; tile number t of the whole starts at ``t * size + offset``."""
+
+    count: int
+    size: int
+    offset: int
+
+
+def balanced(extent: int, largest: int) -> list[Part]:
+    """Cut ``extent`` into tiles of at most ``largest`` whose sizes differ by at most one.
+
+    >>> balanced(35, 14)
+    [Part(count=2, size=12, offset=0), Part(count=1, size=11, offset=2)]
+    """
+    tiles = -(-extent // largest)
+    small, bigger = divmod(extent, tiles)
+    parts = [Part(bigger, small + 1, 0), Part(tiles - bigger, small, bigger)]
+    return [part for part in parts if part.count]
+
+
+def fits(isa: Isa, mt: int, nt: int) -> bool:
+    """Whether accumulators, weights and temporaries of a tile stay in registers."""
+    return mt * nt + nt + isa.scratch <= isa.registers
+
+
+def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
+    """Cycles of the whole kernel by a model of one multiply unit and two load ports."""
+    total = 0.0
+    for rows in balanced(shape.rows, tile.rows):
+        for columns in balanced(shape.columns, max(1, tile.mt // tile.rows)):
+            for blocks in balanced(shape.blocks, tile.nt):
+                count = rows.count * columns.count * blocks.count
+                total += count * _tile_cycles(isa, shape.steps, rows.size * columns.size, blocks.size)
+    return total
+
+
+def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
+    work = mt * nt
+    step = max(float(work), 0.6 * mt + 1.1 * nt, 5.0) + 0.05 * (mt + nt)
+    return steps * step + EPILOGUE * work + TILE_OVERHEAD
+
+
+def default_tile(isa: Isa, shape: Shape, weight_bytes: int) -> Tile:
+    """The tile of least estimated cost."""
+    order = "mo" if weight_bytes <= L1_BYTES else "om"
+    return min(_tiles(isa, shape, order), key=lambda tile: (estimate(isa, shape, tile), -tile.nt))
+
+
+def candidate_tiles(isa: Isa, shape: Shape, weight_bytes: int, limit: int = 24) -> list[Tile]:
+    """The default first, then others by increasing estimated cost, in both orders."""
+    first = default_tile(isa, shape, weight_bytes)
+    other = "om" if first.order == "mo" else "mo"
+    tiles = [tile for order in (first.order, other) for tile in _tiles(isa, shape, order)]
+    ranked = sorted(tiles, key=lambda tile: (estimate(isa, shape, tile), tile.order != first.order))
+    return [first, *[tile for tile in ranked if tile != first]][:limit]
+
+
+def _tiles(isa: Isa, shape: Shape, order: str) -> Iterator[Tile]:
+    for nt in range(1, min(shape.blocks, 8) + 1):
+        largest = next(m for m in range(isa.registers, 0, -1) if m == 1 or fits(isa, m, nt))
+        for mt, rows in _pixel_tiles(shape, largest):
+            yield Tile(mt, nt, order, rows)
+
+
+def _pixel_tiles(shape: Shape, largest: int) -> Sequence[tuple[int, int]]:
+    """Useful (pixels, rows): those that change how many tiles are needed, and whole rows at once."""
+    sizes = {balanced(shape.columns, m)[0].size for m in range(1, largest + 1)}
+    single = [(m, 1) for m in sorted(sizes)]
+    whole = [(rows * shape.columns, rows) for rows in range(2, min(shape.rows, largest // shape.columns) + 1)]
+    return single + whole
