@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call, IRModule
+from tvm.ir import Call, GenericConst, IRModule
 
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.errors import ModelError
@@ -77,10 +77,10 @@ def spec_of(expr: relax.Expr) -> TensorSpec:
 
 def const_value(expr: relax.Expr) -> Array | None:
     """The numpy value of a constant, or None."""
-    return expr.data.numpy() if isinstance(expr, relax.Constant) else None
+    return expr.data.numpy() if isinstance(expr, GenericConst) else None
 
 
-def const(value: Any, dtype: str | None = None) -> relax.Constant:
+def const(value: Any, dtype: str | None = None) -> GenericConst:
     """A Relax constant."""
     array = np.ascontiguousarray(value, dtype) if np.ndim(value) else np.asarray(value, dtype)
     return relax.const(array, str(array.dtype))
@@ -110,6 +110,8 @@ def variables(expr: relax.Expr) -> list[relax.Var]:
 
 def substitute(expr: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
     """One binding's value with its variables replaced."""
+    if not variables(expr):
+        return expr
     if isinstance(expr, relax.Var):
         return env.get(expr, expr)
     if isinstance(expr, relax.Tuple):
@@ -150,12 +152,20 @@ def dequantize(q: relax.Expr, params: QuantParams) -> Call:
     return relax.op.dequantize(q, *_qargs(params), axis=_axis(params), out_dtype="float32")
 
 
-def _qargs(params: QuantParams) -> tuple[relax.Constant, relax.Constant]:
+def _qargs(params: QuantParams) -> tuple[GenericConst, GenericConst]:
     return const(params.scale, "float32"), const(params.zero_point, params.dtype)
 
 
 def _axis(params: QuantParams) -> int:
     return -1 if params.axis is None else params.axis
+
+
+def with_main_attr(mod: IRModule, key: str, value: str | None) -> IRModule:
+    """A copy of the module whose ``main`` has one attribute set, or removed (None)."""
+    func = main_function(mod)
+    out = IRModule(dict(mod.functions_items()), attrs=mod.attrs)
+    out["main"] = func.without_attr(key) if value is None else func.with_attr(key, value)
+    return out
 
 
 class Emitter:

@@ -1,0 +1,198 @@
+"""Decide what is quantized: group bindings into operators and give every tensor its specification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst, IRModule
+from tvm.transform import PassContext
+
+from tvm_qplugin.core.attrs import ANNOTATION
+from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.core.spec import ACTIVATION, FIXED, WEIGHT, Annotation, OpAnnotation, Spec
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.op_kinds import ELEMENTWISE, FUSIBLE, KINDS, MOVEMENT, obstacle
+
+Explain = Callable[[str], str | None]
+
+
+@tvm.transform.module_pass(opt_level=0, name="Annotate")
+@dataclass(frozen=True)
+class Annotate:
+    """Group the bindings of ``main`` into operators and decide which become integer kernels.
+
+    In: a canonical float module. Out: the same, with the ``Annotation`` in the function attribute
+    ``qplugin.annotation``. ``explain(kind)`` says why a device cannot run an operator (None: it can).
+    """
+
+    recipe: Recipe = field(default_factory=Recipe)
+    explain: Explain | None = None
+
+    def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
+        """Attach the annotation."""
+        func = ir.main_function(mod)
+        operators = {op.output: self._decide(op) for op in group(func)}
+        annotation = _tensors(func, _settle(func, operators), self.recipe)
+        return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
+
+    def _decide(self, op: OpAnnotation) -> OpAnnotation:
+        choice = self.recipe.choose(op.kind, op.output)
+        reason = op.reason
+        if not reason and choice.scheme == "float":
+            reason = "the recipe keeps it in float"
+        if not reason and self.explain is not None:
+            reason = self.explain(op.kind) or ""
+        axis = {"conv2d": 0, "dense": 1}.get(op.kind)
+        weight = None
+        if axis is not None and not reason:
+            weight = replace(WEIGHT, axis=axis if choice.per_channel else None)
+        return replace(op, integer=not reason, reason=reason, weight=weight)
+
+
+def group(func: relax.Function) -> list[OpAnnotation]:
+    """Operators in order of execution, each with the bindings that it covers."""
+    return _Grouping(func).operators()
+
+
+class _Grouping:
+    """Finds what one kernel can compute: conv + bias + activation, or a unary elementwise chain."""
+
+    def __init__(self, func: relax.Function) -> None:
+        self.defined = ir.definitions(func)
+        self.users = ir.consumers(func)
+        self.results = set(ir.output_vars(func))
+        self.absorbed: dict[relax.Var, relax.Var] = {}
+        self.root: dict[relax.Var, relax.Var] = {}
+
+    def operators(self) -> list[OpAnnotation]:
+        found: list[OpAnnotation] = []
+        for var, value in self.defined.items():
+            if isinstance(value, relax.Var | relax.Tuple) or var in self.absorbed:
+                continue
+            if self._chained(var, value):
+                found += self._chain_end(var)
+            else:
+                found.append(self._operator(var, value))
+        return found
+
+    def _operator(self, var: relax.Var, value: relax.Expr) -> OpAnnotation:
+        kind = "split_item" if isinstance(value, relax.TupleGetItem) else KINDS.get(ir.op_name(value), "")
+        name = kind or ir.op_name(value) or type(value).__name__
+        members, end = self._fuse(var, kind)
+        reason = obstacle(kind, value) if kind else f"{name} has no integer kernel"
+        inputs = tuple(dict.fromkeys(v.name for v in ir.variables(value)))
+        return OpAnnotation(name, end.name, inputs, tuple(v.name for v in members), reason=reason)
+
+    def _fuse(self, var: relax.Var, kind: str) -> tuple[list[relax.Var], relax.Var]:
+        """Absorb the bias and the activation that follow, while nobody else reads what is between."""
+        members = [var]
+        for stage in FUSIBLE.get(kind, ()):
+            users = self.users.get(members[-1], [])
+            if len(users) != 1 or members[-1] in self.results:
+                break
+            if stage(members[-1], self.defined[users[0]]):
+                members.append(users[0])
+                self.absorbed[users[0]] = members[-1]
+        return members, members[-1]
+
+    def _chained(self, var: relax.Var, value: relax.Expr) -> bool:
+        """Whether the binding is elementwise in a single tensor; its root is noted."""
+        if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
+            return False
+        roots = {self.root.get(used, used) for used in ir.variables(value)}
+        if len(roots) != 1:
+            return False
+        root = roots.pop()
+        if ir.spec_of(root).shape != ir.spec_of(var).shape:
+            return False
+        self.root[var] = root
+        return True
+
+    def _chain_end(self, var: relax.Var) -> list[OpAnnotation]:
+        """An operator, if the chain's value is read from outside the chain."""
+        root = self.root[var]
+        users = self.users.get(var, [])
+        inside = all(self._continues(user, root) for user in users)
+        if users and inside and var not in self.results:
+            return []
+        members = self._slice(var, root)
+        kind = _chain_kind([ir.op_name(self.defined[m]) for m in members])
+        reason = "" if ir.spec_of(root).dtype == "float32" else "it is not a float32 tensor"
+        return [OpAnnotation(kind, var.name, (root.name,), tuple(m.name for m in members), reason=reason)]
+
+    def _continues(self, user: relax.Var, root: relax.Var) -> bool:
+        value = self.defined[user]
+        if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
+            return False
+        return {self.root.get(used, used) for used in ir.variables(value)} == {root}
+
+    def _slice(self, var: relax.Var, root: relax.Var) -> list[relax.Var]:
+        needed, stack = {var}, [var]
+        while stack:
+            for used in ir.variables(self.defined[stack.pop()]):
+                if used is not root and used not in needed and used != root:
+                    needed.add(used)
+                    stack.append(used)
+        return [v for v in self.defined if v in needed]
+
+
+def _only_scalars(value: relax.Expr) -> bool:
+    sizes = [c.data.numpy().size for c in value.args if isinstance(c, GenericConst)]
+    return all(size == 1 for size in sizes)
+
+
+def _chain_kind(ops: list[str]) -> str:
+    """``clamp`` for relu and clip, the operator's own name where there is just one, else ``lut``."""
+    if set(ops) <= {"relax.nn.relu", "relax.clip"}:
+        return "clamp"
+    return ops[0].removeprefix("relax.") if len(ops) == 1 else "lut"
+
+
+def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Moving data is worth an integer kernel only where the data is integer already."""
+    integer: dict[str, bool] = {}
+    settled = {}
+    params = {param.name for param in func.params}
+    for name, op in operators.items():
+        if op.integer and op.kind in MOVEMENT and not any(integer.get(i, False) for i in op.inputs):
+            where = "the model's input" if set(op.inputs) & params else "a float operator"
+            op = replace(op, integer=False, reason=f"it only moves data of {where}")
+        if op.integer and op.kind not in MOVEMENT and _fed_by_float_only(op, operators, integer):
+            op = replace(op, integer=False, reason="it is elementwise on a float operator's output")
+        settled[name] = op
+        integer.update({member: op.integer for member in op.members})
+    return settled
+
+
+def _fed_by_float_only(
+    op: OpAnnotation, operators: Mapping[str, OpAnnotation], integer: Mapping[str, bool]
+) -> bool:
+    """An elementwise chain stays in the island that feeds it."""
+    if op.kind in ("conv2d", "dense", "add", "subtract", "multiply") or not op.inputs:
+        return False
+    source = op.inputs[0]
+    return source in integer and not integer[source] and operators[source].kind not in MOVEMENT
+
+
+def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe) -> Annotation:
+    """Specifications for what integer operators read and write."""
+    tensors: dict[str, Spec] = {}
+    floats = {v.name for v in [*func.params, *ir.definitions(func)] if _is_float(v)}
+    for op in operators.values():
+        if not op.integer:
+            continue
+        observer = recipe.choose(op.kind, op.output).observer
+        for name in (*op.inputs, op.output):
+            if name in floats:
+                tensors.setdefault(name, replace(ACTIVATION, observer=observer))
+        fixed = FIXED.get(op.kind)
+        if fixed is not None:
+            tensors[op.output] = fixed
+    return Annotation(operators, tensors)
+
+
+def _is_float(var: relax.Var) -> bool:
+    return isinstance(var.ty, relax.TensorType) and str(var.ty.dtype) == "float32"

@@ -1,0 +1,165 @@
+"""Write quantization into the IR: R.quantize/R.dequantize pairs around everything annotated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, IRModule
+from tvm.transform import PassContext
+
+from tvm_qplugin.core.attrs import ANNOTATION
+from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.qparams import QuantParams, union_range
+from tvm_qplugin.core.spec import ACTIVATION, Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.op_kinds import bias_of
+from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
+
+Ranges = Mapping[str, tuple[float, float]]
+
+
+@tvm.transform.module_pass(opt_level=0, name="InsertQDQ")
+@dataclass(frozen=True)
+class InsertQDQ:
+    """Surround every annotated tensor with R.quantize and R.dequantize.
+
+    In: an annotated module (after ``UnifyScales``); ``ranges`` are the calibrated (low, high) of every
+    observed tensor. Out: the same function with QDQ pairs, int8 weights (per output channel) and
+    int32 biases as dequantized constants, annotation removed. Raises CalibrationError for a tensor
+    without a range.
+    """
+
+    ranges: Ranges
+
+    def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
+        """Rewrite ``main``."""
+        func = ir.main_function(mod)
+        annotation = Annotation.loads(func.attrs[ANNOTATION])
+        with ir.Emitter(mod) as out:
+            work = _Insertion(func, annotation, tensor_params(annotation, self.ranges), out)
+            return out.finish(work.run(), ir.returns_tuple(func), **{ANNOTATION: None})
+
+
+def tensor_params(annotation: Annotation, ranges: Ranges) -> dict[str, QuantParams]:
+    """Parameters of every annotated tensor; members of a group get the union of their ranges."""
+    groups: dict[str, list[str]] = {}
+    for name, spec in annotation.tensors.items():
+        groups.setdefault(spec.tensor if isinstance(spec, SharedSpec) else name, []).append(name)
+    params = {}
+    for root, members in groups.items():
+        spec = annotation.tensors[root]
+        if isinstance(spec, FixedSpec):
+            shared = spec.params()
+        else:
+            assert isinstance(spec, QuantSpec)
+            shared = spec.params(*union_range([_range(ranges, name) for name in members]))
+        params.update({name: shared for name in members})
+    return params
+
+
+def _range(ranges: Ranges, name: str) -> tuple[float, float]:
+    if name not in ranges:
+        raise CalibrationError(
+            f"no calibrated range for tensor {name!r}: the table was made for another model or recipe; "
+            "calibrate again"
+        )
+    return ranges[name]
+
+
+class _Insertion:
+    """State of one run: what every variable of the old function has become."""
+
+    def __init__(
+        self,
+        func: relax.Function,
+        annotation: Annotation,
+        params: Mapping[str, QuantParams],
+        out: ir.Emitter,
+    ) -> None:
+        self.func, self.params, self.out = func, params, out
+        self.owner: dict[str, OpAnnotation] = {}
+        for op in annotation.operators.values():
+            self.owner.update({member: op for member in op.members if member not in self.owner})
+        self.owner.update({op.output: op for op in annotation.operators.values()})
+        self.raw: dict[relax.Var, relax.Expr] = {}
+        self.dequantized: dict[relax.Var, relax.Expr] = {}
+
+    def run(self) -> list[relax.Expr]:
+        for param in self.func.params:
+            self._wrap(param, param)
+        for var, value in ir.bindings(self.func):
+            if not isinstance(value, relax.Var | relax.Tuple):
+                new = self.out.emit(self._value(var, value), var.name)
+                self.raw[var] = new
+                self._wrap(var, new)
+        return [self._read(var, None) for var in ir.output_vars(self.func)]
+
+    def _wrap(self, var: relax.Var, new: relax.Var) -> None:
+        params = self.params.get(var.name)
+        if params is not None:
+            q = self.out.emit(ir.quantize(new, params), f"{var.name}_q")
+            self.dequantized[var] = self.out.emit(ir.dequantize(q, params), f"{var.name}_dq")
+
+    def _read(self, var: relax.Var, reader: OpAnnotation | None) -> relax.Expr:
+        """What a reader sees: inside its own group the raw value, else what integer code delivers."""
+        raw = self.raw.get(var, var)
+        if var not in self.dequantized or (reader is not None and var.name in reader.members):
+            return raw
+        producer = self.owner.get(var.name)
+        by_integer = producer is not None and producer.integer
+        return self.dequantized[var] if by_integer or (reader is not None and reader.integer) else raw
+
+    def _value(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
+        op = self.owner[var.name]
+        env = {used: self._read(used, op) for used in ir.variables(value)}
+        new = ir.retyped(value, env)
+        if not op.integer or not isinstance(new, Call):
+            return new
+        if op.weight is not None:
+            return self._weighted(var, new, op)
+        if op.kind in ("add", "subtract", "multiply") and var.name == op.members[0]:
+            return _with_args(new, [self._constant_operand(var, arg) for arg in new.args])
+        return new
+
+    def _weighted(self, var: relax.Var, new: Call, op: OpAnnotation) -> Call:
+        """Replace the weight of a conv or dense, or the bias in the addition behind it."""
+        assert op.weight is not None
+        scale = self.params[op.inputs[0]].scale
+        if var.name == op.members[0]:
+            weight, params = quantize_weight(new.args[1].data.numpy(), op.weight, self._bias(op), scale)
+            self.weight = params
+            return _with_args(new, [new.args[0], self._constant(f"{op.output}_weight", weight, params)])
+        bias = bias_of(self.raw_member(op.members[0]), new)
+        if bias is None:
+            return new
+        q, params = quantize_bias(bias, scale, self.weight)
+        return _with_args(
+            new, [self.raw_member(op.members[0]), self._constant(f"{op.output}_bias", q, params)]
+        )
+
+    def raw_member(self, name: str) -> relax.Expr:
+        """The new variable of a member of the group at hand."""
+        return next(new for old, new in self.raw.items() if old.name == name)
+
+    def _bias(self, op: OpAnnotation) -> relax.Expr | None:
+        values = {v.name: (v, value) for v, value in ir.bindings(self.func) if v.name in op.members[:2]}
+        if len(op.members) < 2 or ir.op_name(values[op.members[1]][1]) != "relax.add":
+            return None
+        return bias_of(values[op.members[0]][0], values[op.members[1]][1])
+
+    def _constant_operand(self, var: relax.Var, arg: relax.Expr) -> relax.Expr:
+        array = ir.const_value(arg)
+        if array is None:
+            return arg
+        params = ACTIVATION.params(array.min(), array.max())
+        return self._constant(f"{var.name}_operand", params.quantize(array), params)
+
+    def _constant(self, name: str, value: relax.Expr, params: QuantParams) -> relax.Expr:
+        return self.out.emit(ir.dequantize(ir.const(value), params), f"{name}_dq")
+
+
+def _with_args(call: Call, args: list[relax.Expr]) -> Call:
+    return Call(None, call.op, args, call.attrs, call.ty_args)

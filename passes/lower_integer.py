@@ -1,0 +1,236 @@
+"""QDQ islands become integer kernels: tagged PrimFuncs that compute exactly what the oracle does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax
+from tvm.ir import Call, IRModule
+from tvm.transform import PassContext
+
+from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
+from tvm_qplugin.core.qparams import QuantParams, multiplier
+from tvm_qplugin.kernels import build_kernel, extra_constants
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.match_integer import match
+from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.plan import Plan, Source, full_range, shift_array, stored
+
+REASONS = "qplugin.reasons"
+
+
+@tvm.transform.module_pass(opt_level=0, name="LowerInteger")
+@dataclass(frozen=True)
+class LowerInteger:
+    """Turn every recognized quantized operator into a ``call_tir`` of an integer kernel.
+
+    In: a QDQ module (NHWC). Out: kernels tagged with ``qplugin.kernel``, integers stored as
+    ``storage`` (uint8 = value + 128 suits VNNI) between them; what is not recognized stays float
+    between ``dequantize`` and ``quantize`` kernels. ``qplugin.report`` lists every operator.
+    """
+
+    storage: str = "int8"
+
+    def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
+        """Plan backwards from the outputs, then emit forwards."""
+        func = ir.main_function(mod)
+        with ir.Emitter(mod) as out:
+            lowering = _Lowering(func, self.storage, out)
+            outputs = lowering.run()
+            report = json.dumps(lowering.report)
+            return out.finish(outputs, ir.returns_tuple(func), **{REPORT: report, REASONS: None})
+
+
+class _Lowering:
+    """One run: the plans of live variables and what they were emitted as."""
+
+    def __init__(self, func: relax.Function, storage: str, out: ir.Emitter) -> None:
+        self.func, self.storage, self.out = func, storage, out
+        self.defined = ir.definitions(func)
+        self.users = ir.consumers(func)
+        self.plans: dict[relax.Var, Plan | None] = {}
+        self.env: dict[relax.Var, relax.Expr] = {}
+        self.kernels: dict[str, relax.GlobalVar] = {}
+        self.reasons = json.loads((func.attrs or {}).get(REASONS, "{}"))
+        self.report: list[dict[str, Any]] = []
+
+    def run(self) -> list[relax.Expr]:
+        results = ir.output_vars(self.func)
+        self._plan(results)
+        for var in self.defined:
+            if var in self.plans:
+                self.env[var] = self._emit(var, self.plans[var])
+        return [self._output(var) for var in results]
+
+    def _plan(self, results: Sequence[relax.Var]) -> None:
+        """Which variables are needed, and how each is computed (None: as it stands, in float)."""
+        live = set(results)
+        for var, value in reversed(self.defined.items()):
+            if var not in live:
+                continue
+            plan = self._plan_of(var, value)
+            self.plans[var] = plan
+            if plan is None:
+                live.update(ir.variables(value))
+            else:
+                live.update(s.expr for s in plan.sources if isinstance(s.expr, relax.Var))
+                live.update(plan.floats)
+
+    def _plan_of(self, var: relax.Var, value: relax.Expr) -> Plan | None:
+        name = ir.op_name(value)
+        if name == "relax.quantize":
+            return match(value, self.defined, self.storage) or self._quantize(value)
+        if name == "relax.dequantize":
+            return self._dequantize(var, value, None)
+        if name == "relax.permute_dims":
+            inner = self.defined.get(value.args[0])
+            if inner is not None and ir.op_name(inner) == "relax.dequantize":
+                return self._dequantize(var, inner, _axes(value))
+        return None
+
+    def _quantize(self, call: Call) -> Plan | None:
+        """A float tensor enters an island; a transposition before it is done on the way."""
+        params = ir.qparams_of(call)
+        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+            return None
+        grid, source, axes = stored(params, self.storage), call.args[0], None
+        if not isinstance(source, relax.Var):
+            return None
+        inner = self.defined.get(source)
+        if inner is not None and ir.op_name(inner) == "relax.permute_dims" and len(self.users[source]) == 1:
+            source, axes = inner.args[0], _axes(inner)
+        fields = {**full_range(grid), "scale": float(grid.scale), **({"axes": axes} if axes else {})}
+        out = TensorSpec(ir.spec_of(call.args[0]).shape, grid.dtype)
+        return Plan("quantize", out, "quantize", fields, floats=(source,))
+
+    def _dequantize(self, var: relax.Var, call: Call, axes: list[int] | None) -> Plan | None:
+        """An integer tensor leaves an island; constants are simply folded."""
+        params = ir.qparams_of(call)
+        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+            return None
+        if ir.const_value(call.args[0]) is not None:
+            return None
+        grid = stored(params, self.storage)
+        fields = {
+            "in_zp": int(grid.zero_point),
+            "scale": float(grid.scale),
+            **({"axes": axes} if axes else {}),
+        }
+        source = Source(call.args[0], params, grid)
+        return Plan("dequantize", ir.spec_of(var), "dequantize", fields, (source,))
+
+    def _emit(self, var: relax.Var, plan: Plan | None) -> relax.Expr:
+        value = self.defined[var]
+        if plan is None:
+            return self._emit_float(var, value)
+        name = self._tensor_name(var, value)
+        operands = [self._operand(source, name) for source in plan.sources]
+        self._note(name, plan)
+        if plan.rebuild is not None:
+            return self.out.emit(plan.rebuild(operands), name)
+        floats = [self.env.get(v, v) for v in plan.floats]
+        return self._call(name, plan, [*operands, *floats, *(ir.const(c) for c in plan.constants)])
+
+    def _emit_float(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
+        folded = self._folded(value)
+        if folded is not None:
+            return folded
+        if isinstance(value, relax.Var | relax.Tuple):
+            return ir.substitute(value, self.env)
+        name = ir.op_name(value)
+        if _computes(value):
+            kind = KINDS.get(name, name.removeprefix("relax."))
+            reason = self.reasons.get(var.name) or obstacle(kind, value) or _default_reason(kind)
+            self.report.append(_entry(var.name, kind, "", ir.spec_of(var).shape, reason))
+        return self.out.emit(ir.retyped(value, self.env), var.name)
+
+    def _folded(self, value: relax.Expr) -> relax.Expr | None:
+        """A dequantized constant, as the float constant that it is."""
+        if ir.op_name(value) != "relax.dequantize":
+            return None
+        array, params = ir.const_value(value.args[0]), ir.qparams_of(value)
+        return ir.const(params.dequantize(array), "float32") if array is not None and params else None
+
+    def _operand(self, source: Source, name: str) -> relax.Expr:
+        """A quantized operand in the storage and on the grid that the kernel wants."""
+        have = source.have
+        array = ir.const_value(source.expr)
+        if array is not None:
+            have, expr = stored(have, self.storage), ir.const(shift_array(array, self.storage))
+        else:
+            expr = self.env.get(source.expr, source.expr)
+            if str(expr.ty.dtype) != have.dtype:
+                have = stored(have, self.storage)
+        return expr if have.same(source.want) else self._convert(expr, have, source.want, name)
+
+    def _convert(self, expr: relax.Expr, have: QuantParams, want: QuantParams, name: str) -> relax.Expr:
+        factor = multiplier(have.scale, 1.0, want.scale)
+        params = {**full_range(want), "in_zp": int(have.zero_point), "multiplier": float(factor)}
+        out = TensorSpec(ir.spec_of(expr).shape, want.dtype)
+        plan = Plan("requantize", out, "requantize", params)
+        return self._call(f"{name}_requantized", plan, [expr])
+
+    def _call(self, name: str, plan: Plan, args: list[relax.Expr]) -> relax.Expr:
+        specs = [ir.spec_of(arg) for arg in args]
+        extra = [ir.const(array) for array in extra_constants(plan.kernel, plan.params, specs)]
+        args += extra
+        specs += [ir.spec_of(arg) for arg in extra]
+        key = encode_params(
+            {"kernel": plan.kernel, "params": dict(plan.params), "types": repr((specs, plan.out))}
+        )
+        if key not in self.kernels:
+            func = build_kernel(plan.kernel, plan.params, specs, plan.out)
+            self.kernels[key] = self.out.bb.add_func(func, plan.kernel)
+        ty = relax.TensorType(plan.out.shape, plan.out.dtype)
+        return self.out.emit(relax.call_tir(self.kernels[key], args, ty), name)
+
+    def _output(self, var: relax.Var) -> relax.Expr:
+        """An integer result leaves with the dtype that the model declares."""
+        new = self.env.get(var, var)
+        wanted = str(var.ty.dtype)
+        if str(new.ty.dtype) == wanted:
+            return new
+        unit = QuantParams.of(1.0, 0, wanted)
+        return self._convert(new, stored(unit, self.storage), unit, f"{var.name}_out")
+
+    def _tensor_name(self, var: relax.Var, value: relax.Expr) -> str:
+        quantized = ir.op_name(value) == "relax.quantize" and isinstance(value.args[0], relax.Var)
+        return str(value.args[0].name if quantized else var.name)
+
+    def _note(self, name: str, plan: Plan) -> None:
+        kernel = plan.kernel or "movement"
+        entry = _entry(name, plan.kind, kernel, plan.out.shape, "")
+        self.report.append({**entry, "weight_bytes": plan.weight_bytes, "macs": plan.macs})
+
+
+def _axes(call: Call) -> list[int]:
+    rank = len(call.args[0].ty.shape)
+    if call.attrs.axes is None:
+        return list(reversed(range(rank)))
+    return [int(axis) % rank for axis in call.attrs.axes]
+
+
+def _computes(value: relax.Expr) -> bool:
+    return isinstance(value, Call) and ir.op_name(value) not in ("relax.dequantize", "relax.permute_dims")
+
+
+def _default_reason(kind: str) -> str:
+    known = kind in KINDS.values()
+    return "it is not between dequantize and quantize" if known else f"{kind} has no integer kernel"
+
+
+def _entry(name: str, op: str, kernel: str, shape: tuple[int, ...], reason: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "op": op,
+        "kernel": kernel,
+        "integer": bool(kernel),
+        "reason": reason,
+        "shape": list(shape),
+        "weight_bytes": 0,
+        "macs": 0,
+    }

@@ -1,0 +1,371 @@
+"""Recognize what lies between R.dequantize and R.quantize: one integer kernel, or nothing known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+from tvm.ir import Call
+
+from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.qparams import Array, QuantParams, add_params, channel_scale, clamp_bounds, multiplier
+from tvm_qplugin.passes import ir, lut
+from tvm_qplugin.passes.match_movement import match_movement
+from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.plan import Plan, Source, full_range, shift_array, stored
+
+Definitions = Mapping[relax.Var, relax.Expr]
+Bounds = tuple[float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A quantized output: the float value behind it, its grid, and where to look things up."""
+
+    var: relax.Var
+    grid: QuantParams
+    defined: Definitions
+    storage: str
+
+    @property
+    def out(self) -> TensorSpec:
+        """Shape and storage dtype of the result."""
+        return TensorSpec(ir.spec_of(self.var).shape, self.grid.dtype)
+
+    def source(self, expr: relax.Expr) -> Source | None:
+        """The quantized operand behind a dequantized expression, on its own grid."""
+        value = self.defined.get(expr) if isinstance(expr, relax.Var) else None
+        if value is None or ir.op_name(value) != "relax.dequantize":
+            return None
+        params = ir.qparams_of(value)
+        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+            return None
+        return Source(value.args[0], params, stored(params, self.storage))
+
+    def finish(self, bounds: Bounds) -> dict[str, int]:
+        """Zero point and clamp of the output with its activation."""
+        lo, hi = clamp_bounds(self.grid, *bounds)
+        return {"out_zp": int(self.grid.zero_point), "lo": lo, "hi": hi}
+
+
+def match(call: Call, defined: Definitions, storage: str) -> Plan | None:
+    """The plan for one ``R.quantize``, or None where its input has to be computed in float."""
+    params = ir.qparams_of(call)
+    if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+        return None
+    if not isinstance(call.args[0], relax.Var):
+        return None
+    site = Site(call.args[0], stored(params, storage), defined, storage)
+    return _requantize(site) or match_movement(site) or _operator(site) or _table(site)
+
+
+def _requantize(site: Site) -> Plan | None:
+    source = site.source(site.var)
+    if source is None:
+        return None
+    params = {
+        **full_range(site.grid),
+        "in_zp": int(source.want.zero_point),
+        "multiplier": float(source.want.scale / site.grid.scale),
+    }
+    return Plan("requantize", site.out, "requantize", params, (source,))
+
+
+def _operator(site: Site) -> Plan | None:
+    """A known operator, through the activations behind it."""
+    var, bounds = _peel(site)
+    value = site.defined.get(var)
+    if value is None:
+        return None
+    if bounds != (None, None) and (source := site.source(var)) is not None:
+        return _clamp(site, source, bounds)
+    biased = _bias(site, value)
+    core, bias = biased if biased else (value, None)
+    kind = KINDS.get(ir.op_name(core), "")
+    handler = _HANDLERS.get(kind)
+    if handler is None or obstacle(kind, _unquantized(core, site)):
+        return None
+    return handler(site, core, bounds, bias)
+
+
+def _unquantized(core: Call, site: Site) -> Call:
+    """The operator with constant weights in sight, as ``obstacle`` wants to see it."""
+    args = []
+    for arg in core.args:
+        value = site.defined.get(arg) if isinstance(arg, relax.Var) else None
+        constant = (
+            value is not None and ir.op_name(value) == "relax.dequantize" and _is_constant(value.args[0])
+        )
+        args.append(value.args[0] if constant else arg)
+    return Call(core.ty, core.op, args, core.attrs, core.ty_args)
+
+
+def _is_constant(expr: relax.Expr) -> bool:
+    return ir.const_value(expr) is not None
+
+
+def _peel(site: Site) -> tuple[relax.Var, Bounds]:
+    """Walk back through relu and clip; the bounds that remain in force."""
+    var = site.var
+    low, high = -np.inf, np.inf
+    while True:
+        value = site.defined.get(var)
+        name = ir.op_name(value) if value is not None else ""
+        if name == "relax.nn.relu":
+            inner = (0.0, np.inf)
+        elif name == "relax.clip":
+            inner = (float(value.args[1].value), float(value.args[2].value))
+        else:
+            break
+        low, high = (float(np.clip(edge, low, high)) for edge in inner)
+        var = value.args[0]
+    return var, (low if np.isfinite(low) else None, high if np.isfinite(high) else None)
+
+
+def _bias(site: Site, value: Call) -> tuple[Call, Array] | None:
+    """conv or matmul and the float bias added behind it."""
+    if ir.op_name(value) != "relax.add":
+        return None
+    for product, added in (value.args, reversed(value.args)):
+        inner = site.defined.get(product) if isinstance(product, relax.Var) else None
+        array = _constant(added, site)
+        if inner is None or array is None or KINDS.get(ir.op_name(inner)) not in ("conv2d", "dense"):
+            continue
+        channels = ir.spec_of(product).shape[-1]
+        if array.size in (1, channels) and (array.size == 1 or array.shape[-1] == channels):
+            return inner, np.broadcast_to(array.reshape(-1), (channels,))
+    return None
+
+
+def _constant(expr: relax.Expr, site: Site) -> Array | None:
+    """A constant as real numbers in float64, dequantized if need be."""
+    array = ir.const_value(expr)
+    if array is not None:
+        return array.astype("float64")
+    value = site.defined.get(expr)
+    if value is None or ir.op_name(value) != "relax.dequantize":
+        return None
+    q, params = ir.const_value(value.args[0]), ir.qparams_of(value)
+    if q is None or params is None:
+        return None
+    scale, zero_point = params._along(q.ndim)
+    return (q.astype("float64") - zero_point) * scale.astype("float64")
+
+
+@dataclass(frozen=True)
+class _Weight:
+    values: Array  # int8, output channels first
+    scale: Array  # float32 [O]
+
+
+def _weight(site: Site, expr: relax.Expr, axis: int) -> _Weight | None:
+    """An int8 weight with zero point 0; ``axis`` is that of the output channels."""
+    value = site.defined.get(expr) if isinstance(expr, relax.Var) else None
+    if value is None or ir.op_name(value) != "relax.dequantize":
+        return None
+    q, params = ir.const_value(value.args[0]), ir.qparams_of(value)
+    if q is None or params is None or params.axis not in (None, axis) or q.itemsize != 1:
+        return None
+    centred = q.astype("int32") - params._along(q.ndim)[1]
+    if centred.min() < -128 or centred.max() > 127:
+        return None
+    return _Weight(np.moveaxis(centred, axis, 0).astype("int8"), channel_scale(params, q.shape[axis]))
+
+
+def _weighted(
+    site: Site, core: Call, bounds: Bounds, bias: Array | None, axis: int
+) -> tuple[Source, tuple[Array, ...], dict[str, int]] | None:
+    """What conv and dense share: operand, (weight, bias, multiplier), output parameters."""
+    source, weight = site.source(core.args[0]), _weight(site, core.args[1], axis)
+    if source is None or weight is None:
+        return None
+    unit = np.float32(source.want.scale) * weight.scale
+    real = np.zeros(weight.scale.shape) if bias is None else bias
+    integers = np.rint(real / unit.astype("float64"))
+    if np.abs(integers).max(initial=0) > 2**31 - 1:
+        return None
+    factor = multiplier(source.want.scale, weight.scale, site.grid.scale)
+    params = {**site.finish(bounds), "in_zp": int(source.want.zero_point)}
+    return source, (weight.values, integers.astype("int32"), factor), params
+
+
+def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
+    parts = _weighted(site, core, bounds, bias, 0)
+    if parts is None:
+        return None
+    source, constants, params = parts
+    attrs = core.attrs
+    geometry = {
+        "strides": _ints(attrs.strides),
+        "padding": padding4(_ints(attrs.padding)),
+        "dilation": _ints(attrs.dilation),
+        "groups": int(attrs.groups),
+    }
+    macs = site.out.size * constants[0][0].size
+    return Plan("conv2d", site.out, "qconv2d", {**params, **geometry}, (source,), (), constants, macs=macs)
+
+
+def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
+    parts = _weighted(site, core, bounds, bias, 1)
+    if parts is None:
+        return None
+    source, constants, params = parts
+    macs = site.out.size * constants[0].shape[1]
+    return Plan("dense", site.out, "qdense", params, (source,), (), constants, macs=macs)
+
+
+def _add(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
+    operands = [site.source(arg) for arg in core.args]
+    if bias is not None or None in operands:
+        return None
+    a, b = (operand for operand in operands if operand is not None)
+    a_mul, b_mul, shift = add_params(float(a.want.scale), float(b.want.scale), float(site.grid.scale))
+    if not 1 <= shift <= 30:
+        return None
+    sign = -1 if ir.op_name(core) == "relax.subtract" else 1
+    params = {
+        **site.finish(bounds),
+        **_zero_points(a, b),
+        "a_mul": a_mul,
+        "b_mul": sign * b_mul,
+        "shift": shift,
+    }
+    return Plan(KINDS[ir.op_name(core)], site.out, "qadd", params, (a, b))
+
+
+def _mul(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    operands = [site.source(arg) for arg in core.args]
+    if None in operands:
+        return None
+    a, b = (operand for operand in operands if operand is not None)
+    factor = multiplier(a.want.scale, b.want.scale, site.grid.scale)
+    params = {**site.finish(bounds), **_zero_points(a, b), "multiplier": float(factor)}
+    return Plan("multiply", site.out, "qmul", params, (a, b))
+
+
+def _zero_points(a: Source, b: Source) -> dict[str, int]:
+    return {"a_zp": int(a.want.zero_point), "b_zp": int(b.want.zero_point)}
+
+
+def _pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    attrs = core.attrs
+    params = {
+        "pool": _ints(attrs.pool_size),
+        "strides": _ints(attrs.strides),
+        "dilation": _ints(attrs.dilation),
+    }
+    shape = ir.spec_of(core.args[0]).shape
+    params["padding"] = _ceil_padding(params, padding4(_ints(attrs.padding)), shape, site.out.shape)
+    if ir.op_name(core) == "relax.nn.max_pool2d":
+        wanted = Source(source.expr, source.have, site.grid)
+        return Plan("max_pool2d", site.out, "qmaxpool2d", {**params, **site.finish(bounds)}, (wanted,))
+    params |= {
+        **site.finish(bounds),
+        "in_zp": int(source.want.zero_point),
+        "count_include_pad": bool(attrs.count_include_pad),
+        "multiplier": float(source.want.scale / site.grid.scale),
+    }
+    return Plan("avg_pool2d", site.out, "qavgpool2d", params, (source,))
+
+
+def _ceil_padding(
+    params: Mapping[str, list[int]], padding: list[int], shape: tuple[int, ...], out: tuple[int, ...]
+) -> list[int]:
+    """Explicit bottom and right padding such that the output has exactly the inferred size."""
+    for axis in (0, 1):
+        span = (params["pool"][axis] - 1) * params["dilation"][axis] + 1
+        needed = (out[axis + 1] - 1) * params["strides"][axis] + span
+        padding[axis + 2] = max(padding[axis + 2], needed - shape[axis + 1] - padding[axis])
+    return padding
+
+
+def _mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    shape = ir.spec_of(core.args[0]).shape
+    axes = range(len(shape)) if core.attrs.axis is None else _ints(core.attrs.axis)
+    reduced = sorted(axis % len(shape) for axis in axes)
+    count = np.float32(np.prod([shape[axis] for axis in reduced]))
+    params = {
+        **site.finish(bounds),
+        "in_zp": int(source.want.zero_point),
+        "axes": reduced,
+        "keepdims": bool(core.attrs.keepdims),
+        "multiplier": float(source.want.scale / site.grid.scale / count),
+    }
+    return Plan("mean", site.out, "qmean", params, (source,))
+
+
+def _softmax(site: Site, core: Call, _bounds: Bounds, _bias: Array | None) -> Plan | None:
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    exponent = np.arange(255, -1, -1, dtype="float32") * -source.want.scale
+    params = {
+        **full_range(site.grid),
+        "axis": int(core.attrs.axis) % len(site.out.shape),
+        "out_scale": float(site.grid.scale),
+    }
+    return Plan("softmax", site.out, "qsoftmax", params, (source,), (), (np.exp(exponent).astype("float32"),))
+
+
+def _resize(site: Site, core: Call, _bounds: Bounds, _bias: Array | None) -> Plan | None:
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    attrs = core.attrs
+    rounding = {"round": "round_prefer_ceil", "": "round_prefer_floor"}
+    params = {
+        "size": list(site.out.shape[1:3]),
+        "method": "nearest" if attrs.method == "nearest_neighbor" else "linear",
+        "coordinate": str(attrs.coordinate_transformation_mode),
+        "rounding": rounding.get(attrs.rounding_method, str(attrs.rounding_method)),
+    }
+    wanted = Source(source.expr, source.have, site.grid)
+    return Plan("resize2d", site.out, "qresize2d", params, (wanted,))
+
+
+def _clamp(site: Site, source: Source, bounds: Bounds) -> Plan | None:
+    if not source.want.same(site.grid):
+        return None
+    lo, hi = clamp_bounds(site.grid, *bounds)
+    return Plan("clamp", site.out, "qclamp", {"lo": lo, "hi": hi}, (source,))
+
+
+def _table(site: Site) -> Plan | None:
+    leaf = lut.unary_slice(site.var, site.defined)
+    source = site.source(leaf) if leaf is not None else None
+    if leaf is None or source is None:
+        return None
+    values = lut.table(site.var, leaf, site.defined, (source.want, site.grid))
+    kind = ir.op_name(site.defined[site.var]).removeprefix("relax.")
+    return Plan(kind, site.out, "qlut", {}, (source,), (), (shift_array(values, site.grid.dtype),))
+
+
+def _ints(values: object) -> list[int]:
+    return [int(v) for v in values]  # type: ignore[attr-defined]
+
+
+def padding4(padding: list[int]) -> list[int]:
+    """Padding as top, left, bottom, right."""
+    return padding * 4 if len(padding) == 1 else padding * 2 if len(padding) == 2 else padding
+
+
+_HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] = {
+    "conv2d": _conv,
+    "dense": _dense,
+    "add": _add,
+    "subtract": _add,
+    "multiply": _mul,
+    "avg_pool2d": _pool,
+    "max_pool2d": _pool,
+    "mean": _mean,
+    "softmax": _softmax,
+    "resize2d": _resize,
+}

@@ -1,0 +1,165 @@
+"""Which Relax operators the int8 scheme knows, what may be fused into them, and what it cannot take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import relax
+
+from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes import ir
+
+KINDS = {
+    "relax.nn.conv2d": "conv2d",
+    "relax.matmul": "dense",
+    "relax.add": "add",
+    "relax.subtract": "subtract",
+    "relax.multiply": "multiply",
+    "relax.nn.avg_pool2d": "avg_pool2d",
+    "relax.nn.max_pool2d": "max_pool2d",
+    "relax.mean": "mean",
+    "relax.concat": "concat",
+    "relax.nn.pad": "pad",
+    "relax.reshape": "reshape",
+    "relax.flatten": "reshape",
+    "relax.squeeze": "reshape",
+    "relax.expand_dims": "reshape",
+    "relax.permute_dims": "permute_dims",
+    "relax.strided_slice": "strided_slice",
+    "relax.split": "split",
+    "relax.take": "take",
+    "relax.nn.softmax": "softmax",
+    "relax.image.resize2d": "resize2d",
+}
+"""Relax operator -> kind, as recipes, reports and profiles name it."""
+
+MOVEMENT = frozenset(
+    {"concat", "pad", "reshape", "permute_dims", "strided_slice", "split", "split_item", "take"}
+)
+"""Kinds that only move data."""
+
+SAME_SCALE = frozenset({*MOVEMENT, "avg_pool2d", "max_pool2d", "resize2d", "clamp"})
+"""Kinds whose inputs and output share scale and zero point (TFLite quantization specification)."""
+
+ELEMENTWISE = frozenset(
+    "relax." + name
+    for name in (
+        "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu clip sigmoid tanh exp log sqrt rsqrt square abs "
+        "negative erf sin cos add subtract multiply divide maximum minimum power nn.softplus nn.selu"
+    ).split()
+)
+"""Operators that a table of 256 entries can stand for when they read one tensor and scalars."""
+
+Follows = Callable[[relax.Var, relax.Expr], bool]
+
+
+def is_bias(var: relax.Var, value: relax.Expr) -> bool:
+    """``value`` adds a constant vector along the last axis of ``var``."""
+    return ir.op_name(value) == "relax.add" and bias_of(var, value) is not None
+
+
+def bias_of(var: relax.Var, value: relax.Expr) -> Array | None:
+    """The vector that ``value`` adds to the last axis of ``var``, or None."""
+    channels = ir.spec_of(var).shape[-1]
+    for arg in value.args:
+        array = ir.const_value(arg)
+        if array is None or array.ndim > len(ir.spec_of(var).shape):
+            continue
+        if array.size == 1 or (array.size == channels and array.shape[-1] == channels):
+            return array.reshape(-1).repeat(channels // array.size).astype("float32")
+    return None
+
+
+def is_activation(_var: relax.Var, value: relax.Expr) -> bool:
+    """``value`` clamps its input: relu, relu6, any clip."""
+    return ir.op_name(value) in ("relax.nn.relu", "relax.clip")
+
+
+FUSIBLE: dict[str, tuple[Follows, ...]] = {
+    "conv2d": (is_bias, is_activation),
+    "dense": (is_bias, is_activation),
+    "add": (is_activation,),
+    "subtract": (is_activation,),
+    "multiply": (is_activation,),
+    "mean": (is_activation,),
+}
+"""What may follow inside one kernel, in this order, each step optional."""
+
+
+def obstacle(kind: str, value: relax.Expr) -> str:
+    """Why this instance of a known kind has no integer kernel; empty if it has one."""
+    check = _OBSTACLES.get(kind)
+    if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
+        return "it is not computed in float32"
+    return check(value) if check else ""
+
+
+def _constant_weight(value: relax.Expr) -> str:
+    if ir.const_value(value.args[1]) is None or ir.const_value(value.args[0]) is not None:
+        return "its weight is not a constant"
+    return ""
+
+
+def _conv(value: relax.Expr) -> str:
+    attrs = value.attrs
+    if (attrs.data_layout, attrs.kernel_layout) != ("NHWC", "OHWI"):
+        return f"its layout is {attrs.data_layout}/{attrs.kernel_layout}, not NHWC/OHWI"
+    return _constant_weight(value)
+
+
+def _dense(value: relax.Expr) -> str:
+    reason = _constant_weight(value)
+    return reason or ("" if ir.const_value(value.args[1]).ndim == 2 else "its weight is not a matrix")
+
+
+def _pool(value: relax.Expr) -> str:
+    attrs = value.attrs
+    if attrs.layout != "NHWC":
+        return f"its layout is {attrs.layout}, not NHWC"
+    if ir.op_name(value) == "relax.nn.avg_pool2d":
+        if any(int(d) != 1 for d in attrs.dilation):
+            return "it is a dilated average pool"
+        if bool(attrs.ceil_mode) and bool(attrs.count_include_pad):
+            return "it combines ceil_mode and count_include_pad"
+    return ""
+
+
+def _binary(value: relax.Expr) -> str:
+    shapes = [ir.spec_of(arg).shape for arg in value.args]
+    return "it is an operation on scalars" if not any(shapes) else ""
+
+
+def _resize(value: relax.Expr) -> str:
+    attrs = value.attrs
+    if attrs.layout != "NHWC":
+        return f"its layout is {attrs.layout}, not NHWC"
+    if attrs.method not in ("nearest_neighbor", "linear"):
+        return f"its method is {attrs.method}"
+    known = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+    if attrs.coordinate_transformation_mode not in known:
+        return f"its coordinates are {attrs.coordinate_transformation_mode}"
+    return ""
+
+
+def _pad(value: relax.Expr) -> str:
+    if value.attrs.pad_mode != "constant":
+        return f"its mode is {value.attrs.pad_mode}"
+    return "" if float(value.attrs.pad_value) == 0.0 else "it pads with another value than 0"
+
+
+def _take(value: relax.Expr) -> str:
+    return "" if ir.const_value(value.args[1]) is not None else "its index is not a constant"
+
+
+_OBSTACLES: dict[str, Callable[[relax.Expr], str]] = {
+    "conv2d": _conv,
+    "dense": _dense,
+    "avg_pool2d": _pool,
+    "max_pool2d": _pool,
+    "add": _binary,
+    "subtract": _binary,
+    "multiply": _binary,
+    "resize2d": _resize,
+    "pad": _pad,
+    "take": _take,
+}

@@ -1,0 +1,67 @@
+"""What one quantized tensor will be computed by: the result of matching, before anything is emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tvm import relax
+
+from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams
+
+_SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A quantized operand: a variable or constant, the grid it is on, and the grid it is wanted on."""
+
+    expr: relax.Expr
+    have: QuantParams
+    want: QuantParams
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One kernel call (or, without ``kernel``, a data movement operator on integers).
+
+    ``sources`` are quantized operands, ``floats`` float variables, ``constants`` arrays; they become
+    the kernel's arguments in this order. ``rebuild`` makes the operator of a movement.
+    """
+
+    kind: str
+    out: TensorSpec
+    kernel: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    floats: tuple[relax.Var, ...] = ()
+    constants: tuple[Array, ...] = ()
+    rebuild: Any = None
+    macs: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of int8 weights."""
+        return sum(array.nbytes for array in self.constants if array.dtype == "int8" and array.ndim > 1)
+
+
+def stored(params: QuantParams, storage: str) -> QuantParams:
+    """The same real numbers with 8-bit integers of dtype ``storage`` (int8 and uint8 differ by 128)."""
+    shift = _SHIFT.get((params.dtype, storage))
+    if shift is None:
+        return params
+    return QuantParams.of(params.scale, params.zero_point + shift, storage, params.axis)
+
+
+def shift_array(array: Array, storage: str) -> Array:
+    """Integers of one 8-bit dtype as the other."""
+    shift = _SHIFT.get((str(array.dtype), storage), 0)
+    return (array.astype("int32") + shift).astype(storage if shift else array.dtype)
+
+
+def full_range(params: QuantParams) -> dict[str, int]:
+    """``out_zp``, ``lo`` and ``hi`` of an output without activation."""
+    lo, hi = INTEGER_RANGE[params.dtype]
+    return {"out_zp": int(params.zero_point), "lo": lo, "hi": hi}

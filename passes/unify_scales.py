@@ -1,0 +1,85 @@
+"""Make tensors that must share scale and zero point do so (union-find over the annotation)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import tvm
+from tvm.ir import IRModule
+from tvm.transform import PassContext
+
+from tvm_qplugin.core.attrs import ANNOTATION
+from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.op_kinds import SAME_SCALE
+
+
+@tvm.transform.module_pass(opt_level=0, name="UnifyScales")
+@dataclass(frozen=True)
+class UnifyScales:
+    """Unify the scales around pooling, concatenation, resizing and data movement.
+
+    In: an annotated module. Out: the same, where every member of a group but one has a ``SharedSpec``
+    that names it. A tensor whose operator fixes its parameters (softmax, sigmoid, tanh) joins a
+    concatenation only if all parts agree; otherwise it is requantized there.
+    """
+
+    def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
+        """Rewrite the annotation."""
+        annotation = Annotation.loads(ir.main_function(mod).attrs[ANNOTATION])
+        return ir.with_main_attr(mod, ANNOTATION, unify(annotation).dumps())
+
+
+def unify(annotation: Annotation) -> Annotation:
+    """The annotation with groups of equal parameters resolved."""
+    groups = _Groups(annotation.tensors)
+    shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
+    for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
+        for name in _members(op, groups):
+            groups.join(op.output, name)
+    return annotation.with_tensors(groups.specs())
+
+
+def _members(op: OpAnnotation, groups: _Groups) -> list[str]:
+    """The inputs that can share the output's parameters: fixed ones only if all are fixed alike."""
+    inputs = [name for name in op.inputs if name in groups]
+    fixed = [name for name in inputs if isinstance(groups.spec(name), FixedSpec)]
+    alike = len({groups.spec(name) for name in inputs}) == 1
+    return inputs if alike or not fixed else [name for name in inputs if name not in fixed]
+
+
+class _Groups:
+    """Disjoint sets of tensor names, each with one specification."""
+
+    def __init__(self, tensors: Mapping[str, Spec]) -> None:
+        self._spec = dict(tensors)
+        self._parent = {name: name for name in self._spec}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parent
+
+    def find(self, name: str) -> str:
+        """The tensor that stands for the whole set."""
+        while self._parent[name] != name:
+            self._parent[name] = self._parent[self._parent[name]]
+            name = self._parent[name]
+        return name
+
+    def spec(self, name: str) -> Spec:
+        """The specification of the set."""
+        return self._spec[self.find(name)]
+
+    def join(self, a: str, b: str) -> None:
+        """Union; a fixed specification prevails."""
+        if a not in self or b not in self:
+            return
+        a, b = self.find(a), self.find(b)
+        keep, drop = (b, a) if isinstance(self._spec[b], FixedSpec) else (a, b)
+        if keep != drop:
+            self._parent[drop] = keep
+
+    def specs(self) -> dict[str, Spec]:
+        """Every tensor's specification: the set's own for its representative, else shared."""
+        roots = {name: self.find(name) for name in self._parent}
+        return {name: self._spec[name] if root == name else SharedSpec(root) for name, root in roots.items()}
