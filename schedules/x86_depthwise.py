@@ -1,0 +1,149 @@
+"""Depthwise convolutions on x86: ``qconv2d`` and ``fconv2d`` with one input channel a group.
+
+Beside the parameters of ``core/oracle.py`` a call may carry ``in_halo`` and ``out_halo`` (t, l, b, r): the
+physical tensors have that many rows and columns of zero points around the logical ones.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tvm
+
+from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.schedules.x86_depthwise_emit import FloatClamp, Kernel, implement
+from tvm_qplugin.schedules.x86_depthwise_plan import (
+    Config,
+    Window,
+    blocks,
+    group_depth,
+    pack_channels,
+    pack_weights,
+    row_groups,
+    source,
+    weight_plan,
+    window,
+)
+from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, Isa, select_isa, supports
+from tvm_qplugin.schedules.x86_pack import fold_zero_point, requantization
+
+MAX_TAPS = 225
+STAGED_BYTES = 96 * 1024
+MAX_PHASES = 36
+NARROWER = {"vnni512": AVXVNNI256, "f32_512": F32_256}
+
+
+def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
+    """The kernel with default knobs; None when another rule or the portable kernel must serve."""
+    found = candidates(call, target)
+    return with_config(call, target, found[0]) if found else None
+
+
+def candidates(call: KernelCall, target: tvm.target.Target) -> list[Config]:
+    """Configurations worth measuring, the default first; empty when the rule does not apply."""
+    isa = plan(call, target)
+    if isa is None:
+        return []
+    w, cores = window(call), _cores(target)
+    found: dict[Config, None] = {}
+    for mode in _modes(w, isa):
+        most = _shared_rows(w, isa)
+        for rows in dict.fromkeys((most, 1)):
+            for columns in _columns(isa):
+                for order in ("xc", "cx"):
+                    found[_config(w, isa, cores, mode, rows, columns, order)] = None
+    return list(found)
+
+
+def plan(call: KernelCall, target: tvm.target.Target) -> Isa | None:
+    """The instruction set, if this file serves the call."""
+    if call.name not in ("qconv2d", "fconv2d") or any(
+        i not in call.constants for i in range(1, len(call.args))
+    ):
+        return None
+    weight, channels = call.args[1].shape, call.args[0].shape[3]
+    if weight[3] != 1 or call.params.get("groups", 1) != channels or weight[0] != channels:
+        return None
+    if weight[1] * weight[2] > MAX_TAPS:
+        return None
+    isa = select_isa(call.args[0].dtype, target)
+    while isa is not None and not _modes(window(call), isa):
+        isa = NARROWER.get(isa.name)
+        isa = isa if isa and supports(isa, target) else None
+    return isa
+
+
+def with_config(call: KernelCall, target: tvm.target.Target, config: Config) -> Implementation | None:
+    """The kernel with given knobs; None when its numbers cannot be represented."""
+    isa = plan(call, target)
+    if isa is None:
+        return None
+    w = window(call)
+    cut, weights = blocks(w, config.mode, 4 * isa.lanes), weight_plan(w, isa, config.rows)
+    taps = np.asarray(call.constants[1])[..., 0]
+    packed = pack_weights(taps, w, cut, isa, weights)
+    bias = np.broadcast_to(np.asarray(call.constants[2]), (w.channels,))
+    zero, rows = 0, source(w, config)
+    if call.name == "fconv2d":
+        clamp = FloatClamp(call.params.get("lo"), call.params.get("hi"))
+        kernel = Kernel(isa, w, config, cut, rows, weights, clamp, "float32", 0, _cores(target))
+        return implement(call, kernel, (packed, pack_channels(bias.astype("float32"), cut, isa)))
+    zero = int(call.params["in_zp"])
+    factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), (w.channels,))
+    folded = fold_zero_point(taps, bias, zero)
+    if folded is None:
+        return None
+    finish = requantization(call.params, call.out.dtype, taps, folded, factor)
+    kernel = Kernel(isa, w, config, cut, rows, weights, finish, call.args[0].dtype, zero, _cores(target))
+    constants = (packed, pack_channels(folded, cut, isa), pack_channels(factor, cut, isa))
+    return implement(call, kernel, constants)
+
+
+def _cores(target: tvm.target.Target) -> int:
+    return int(target.attrs.get("num-cores", 1))
+
+
+def _modes(w: Window, isa: Isa) -> list[str]:
+    """Ways to cut a row in vectors, the best first: by pixel if the channels fill vectors well."""
+    vector, channels = 4 * isa.lanes, w.channels
+    if channels % vector == 0:
+        return ["block"]
+    modes = []
+    if math.lcm(channels, vector) // vector <= MAX_PHASES and w.size[1] * channels >= vector:
+        modes.append("flat")
+    if channels >= vector:
+        waste = -(-channels // vector) * vector / channels
+        modes.insert(0 if waste <= 1.15 else len(modes), "block")
+    return modes
+
+
+def _shared_rows(w: Window, isa: Isa) -> int:
+    """Output rows that the interleaved input rows can serve without more groups than one row needs."""
+    if w.dilation[0] > 1:
+        return 1
+    depth = group_depth(isa)
+    if depth == 1:
+        return min(2, w.size[0])
+    groups = len(row_groups(w, 1, depth))
+    spare = groups * depth - w.kernel[0]
+    return max(1, min(1 + spare // w.strides[0], w.size[0], 4 if groups == 1 else 2))
+
+
+def _columns(isa: Isa) -> list[int]:
+    return [2, 1, 4] if isa.registers == 32 else [1, 2]
+
+
+def _config(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int, order: str) -> Config:
+    """Complete the knobs: whether to stage, and how many rows at a time."""
+    stage = not w.bordered or (mode == "flat" and w.strides[1] > 1)
+    height = w.size[0]
+    if not stage:
+        return Config(mode, rows, columns, rows, False, order)
+    row = source(w, Config(mode, rows, columns, rows, True, order)).pitch * (
+        4 if isa.accumulator == "float32" else 1
+    )
+    fit = max(rows, (STAGED_BYTES // row - w.span(0, 1)) // w.strides[0] + 1)
+    parts = max(-(-height // fit), min(cores, height // rows))
+    chunk = -(-height // parts)
+    return Config(mode, rows, columns, min(height, -(-chunk // rows) * rows), True, order)

@@ -1,0 +1,63 @@
+"""A padded copy of the input rows under a few output rows, small enough for the inner caches."""
+
+from __future__ import annotations
+
+from tvm_qplugin.schedules.x86_border import constant, copy, fill
+from tvm_qplugin.schedules.x86_depthwise_plan import Config, Source, Window
+from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
+
+
+def stage_rows(
+    w: Window, c: Config, s: Source, x: Buffer, dtype: str, zero: int, image: Expr, first: Expr
+) -> Buffer:
+    """Allocate and fill the scratch for ``chunk`` output rows from ``first`` on."""
+    scratch = T.sblock_alloc_buffer((s.rows * s.pitch,), dtype)
+    pad, height = constant(dtype, zero), w.source[1]
+    with T.serial(0, s.rows) as r:
+        y = first * w.strides[0] + r - w.top
+        at = (image * height + y) * (w.source[2] * w.channels)
+        if w.top <= 0 and w.span(0, w.size[0]) - w.top <= height:
+            _stage_row(w, s, x, at, scratch, r * s.pitch, pad)
+        else:
+            with T.If(T.And(y >= 0, y < height)):
+                with T.Then():
+                    _stage_row(w, s, x, at, scratch, r * s.pitch, pad)
+                with T.Else():
+                    fill(scratch, r * s.pitch, s.pitch, pad)
+    return scratch
+
+
+def _stage_row(w: Window, s: Source, x: Buffer, at: Expr, scratch: Buffer, start: Expr, pad: Expr) -> None:
+    """One row, split in planes by column where the kernel asks for it."""
+    channels, width = w.channels, w.source[2]
+    if s.planes == 1:
+        columns = s.pitch // channels
+        lead, stop = _inside(columns, width, 1, 0, w.left)
+        fill(scratch, start, lead * channels, pad)
+        copy(
+            x,
+            at + (lead - w.left) * channels,
+            scratch,
+            start + lead * channels,
+            (stop - lead) * channels,
+            None,
+        )
+        fill(scratch, start + stop * channels, (columns - stop) * channels, pad)
+        return
+    columns = s.plane // channels
+    for plane in range(s.planes):
+        to = start + plane * s.plane
+        lead, stop = _inside(columns, width, s.planes, plane, w.left)
+        fill(scratch, to, lead * channels, pad)
+        if stop > lead:
+            with T.serial(0, stop - lead) as i:
+                column: Index = (i + lead) * s.planes + (plane - w.left)
+                copy(x, at + column * channels, scratch, to + (i + lead) * channels, channels, None)
+        fill(scratch, to + stop * channels, (columns - stop) * channels, pad)
+
+
+def _inside(columns: int, width: int, planes: int, plane: int, left: int) -> tuple[int, int]:
+    """Scratch columns ``[lead, stop)`` of a plane that the input has."""
+    lead = min(max(-((plane - left) // planes), 0), columns)
+    stop = (width - 1 + left - plane) // planes + 1
+    return lead, min(max(stop, lead), columns)
