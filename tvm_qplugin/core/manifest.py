@@ -1,0 +1,147 @@
+"""What an artifact says about itself: dataclasses and the JSON form of ``manifest.json``.
+
+Decoding is strict: a missing, unknown or wrongly typed field is refused by name, so that a manifest that
+loads has exactly the fields below. A new field means a new ``FORMAT``.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from tvm_qplugin.core.errors import ArtifactError
+from tvm_qplugin.core.qparams import QuantParams
+
+FORMAT = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: static shape, dtype, and the JSON form of its qparams (None: float)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    qparams: dict[str, Any] | None = None
+
+    @property
+    def params(self) -> QuantParams | None:
+        """Its quantization parameters."""
+        return None if self.qparams is None else QuantParams.from_json(self.qparams)
+
+
+@dataclass(frozen=True)
+class OperatorInfo:
+    """One operator of the compiled model.
+
+    ``kernel`` is None for what is not one of our kernels; ``reason`` says why it is not integer.
+    ``shape`` is that of the output, ``weight_bytes`` what its constants take, ``macs`` multiply-adds.
+    """
+
+    name: str
+    op: str
+    kernel: str | None
+    integer: bool
+    reason: str | None
+    shape: tuple[int, ...]
+    weight_bytes: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything known about an artifact beside its code.
+
+    ``versions``: of tvm, tvm_qplugin, numpy. ``target``: ``{"profile": name, "tvm": dict}``.
+    ``tensors``: the qparams of every quantized tensor as JSON. ``sizes``: bytes of every file, and of
+    ``"weights"`` (quantized) and ``"float_model"`` where known. ``sha256``: of every file but the
+    manifest. Saving fills in the entries of files.
+    """
+
+    model: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+    target: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    operators: tuple[OperatorInfo, ...] = ()
+    sizes: dict[str, int] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that ``from_json`` reads back exactly."""
+        data: dict[str, Any] = json.loads(json.dumps(asdict(self), allow_nan=False))
+        return {"format": FORMAT, **data}
+
+    @classmethod
+    def from_json(cls, data: Any) -> Manifest:
+        """The inverse of ``to_json``; raises ArtifactError that names the field."""
+        if not isinstance(data, Mapping) or "format" not in data:
+            raise ArtifactError(
+                'the manifest is not an object with a field "format": not made by tvm_qplugin'
+            )
+        if data["format"] != FORMAT:
+            raise ArtifactError(
+                f"the manifest has format {data['format']!r}, this tvm_qplugin reads format {FORMAT}: "
+                "install the version that wrote it, or build the model again"
+            )
+        return _dataclass(cls, {k: v for k, v in data.items() if k != "format"}, "manifest")
+
+    def dumps(self) -> str:
+        """The text of ``manifest.json``. NaN and infinity raise ValueError."""
+        return json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def loads(cls, text: str) -> Manifest:
+        """Parse the text of ``manifest.json``; raises ArtifactError."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"the manifest is not JSON ({error}): save the artifact again") from None
+        return cls.from_json(data)
+
+
+def _dataclass(kind: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, Mapping):
+        raise _wrong(where, "an object", data)
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for problem, found in (("unknown", set(data) - names), ("missing", names - set(data))):
+        if found:
+            raise ArtifactError(f"{where}: {problem} field {', '.join(sorted(found))}; {_AGAIN}")
+    return kind(**{name: _value(hints[name], data[name], f"{where}.{name}") for name in names})
+
+
+def _value(kind: Any, data: Any, where: str) -> Any:
+    """``data`` as ``kind``: a dataclass, tuple, dict, optional or plain JSON type."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return data
+    if origin in (Union, types.UnionType):
+        return None if data is None else _value(args[0], data, where)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _dataclass(kind, data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise _wrong(where, "a list", data)
+        return tuple(_value(args[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise _wrong(where, "an object", data)
+        return {key: _value(args[1], item, f"{where}[{key!r}]") for key, item in data.items()}
+    if type(data) is not kind:
+        raise _wrong(where, kind.__name__, data)
+    return data
+
+
+_AGAIN = "the file was altered or written by another version: build the model again"
+
+
+def _wrong(where: str, expected: str, found: Any) -> ArtifactError:
+    return ArtifactError(f"{where}: expected {expected}, found {str(found)[:60]!r}; {_AGAIN}")
