@@ -15,7 +15,7 @@ Piece = Callable[[Index, int], None]
 
 
 def each_piece(count: int, vector: int, write: Piece) -> None:
-    """Call ``write(offset, lanes)`` so that the pieces cover ``count`` elements: vectors, then powers of two."""
+    """Call ``write(offset, lanes)`` over ``count`` elements: vectors, then powers of two."""
     whole = count // vector
     if whole == 1:
         write(0, vector)

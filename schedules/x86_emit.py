@@ -64,15 +64,42 @@ class Kernel:
     geometry: Geometry
     source: Buffer
     source_dtype: str
-    constants: tuple[Buffer, ...]
+    constant: Buffer
     out: Buffer
+
+    def weights(self, at: Index) -> Expr:
+        """The packed weights of one multiply, from element ``at``."""
+        return load(self.constant, at, self.isa.lanes * self.isa.depth)
+
+    def bias(self, block: Index) -> Expr:
+        """What the accumulators of a vector of channels start from."""
+        return self._channels(block, 0, self.isa.accumulator)
+
+    def scale(self, block: Index) -> Expr:
+        """Multipliers of a vector of channels."""
+        return self._channels(block, 1, "float32")
+
+    def _channels(self, block: Index, row: int, dtype: str) -> Expr:
+        g, lanes = self.geometry, self.isa.lanes
+        width = lanes if self.isa.depth == 1 else lanes * 4
+        vectors = g.groups * g.blocks
+        at = vectors * g.steps * lanes * g.depth + (block + row * vectors) * width
+        value = load(self.constant, at, width)
+        return value if self.isa.depth == 1 else T.reinterpret(f"{dtype}x{lanes}", value)
 
 
 class Epilogue(Protocol):
     """Turns accumulators into stored results."""
 
-    zero_in: int
-    zero_out: int
+    @property
+    def zero_in(self) -> int:
+        """Padding value of the input."""
+        ...
+
+    @property
+    def zero_out(self) -> int:
+        """Value of the output's halo."""
+        ...
 
     def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
         """Store every accumulator of a tile."""
@@ -80,29 +107,32 @@ class Epilogue(Protocol):
 
 
 def implement(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Sequence[Array]
+    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constant: Array
 ) -> Implementation:
-    """The scheduled PrimFunc ``(activation, weights, bias[, multiplier], output)`` and its arguments."""
+    """The scheduled PrimFunc ``(activation, constant, output)`` and its arguments.
+
+    ``constant`` is the packed weights, biases and multipliers (``x86_pack.join``).
+    """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(call.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        _body(call, isa, geometry, tile, epilogue, constants)
-    return Implementation(builder.get(), (0, *constants))
+        _body(call, isa, geometry, tile, epilogue, constant)
+    return Implementation(builder.get(), (0, constant))
 
 
 def _body(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Sequence[Array]
+    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constant: Array
 ) -> None:
-    packed_specs = [TensorSpec(tuple(c.shape), str(c.dtype)) for c in constants]
-    source, *packed, out = _arguments([call.args[0], *packed_specs, call.out])
+    packed_spec = TensorSpec(tuple(constant.shape), str(constant.dtype))
+    source, packed, out = _arguments([call.args[0], packed_spec, call.out])
     dtype = call.args[0].dtype
     if geometry.scratch:
         source = padded_copy(geometry.scratch, source, dtype, epilogue.zero_in)
         dtype = geometry.scratch.dtype
     if geometry.halo:
         fill_halo(geometry.halo, out, call.out.dtype, epilogue.zero_out)
-    _walk(Kernel(isa, tile, geometry, source, dtype, tuple(packed), out), epilogue)
+    _walk(Kernel(isa, tile, geometry, source, dtype, packed, out), epilogue)
 
 
 def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
@@ -214,10 +244,9 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
         T.reads()
         T.writes()
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
-        lanes = k.isa.lanes
         for j in range(spot.vectors):
             for row in acc:
-                store(row[j], 0, load(k.constants[1], (spot.block + j) * lanes, lanes), lanes)
+                store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
         _reduce(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
         epilogue.finish(k, spot, acc)
 
@@ -264,7 +293,7 @@ def _multiply(k: Kernel, spot: Spot, acc: list[list[Buffer]], offset: Index, ste
     for (place, _), row in zip(spot.pixels, acc, strict=True):
         activation = _broadcast(k, spot.source + offset + place)
         for j, cell in enumerate(row):
-            weights = load(k.constants[0], base + j * (k.geometry.steps * width), width)
+            weights = k.weights(base + j * (k.geometry.steps * width))
             store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
 
 

@@ -50,8 +50,7 @@ class IntegerEpilogue:
 
     def _rounded(self, k: Kernel, spot: Spot, acc: list[list[Buffer]], i: int, j: int) -> Expr:
         lanes, q = k.isa.lanes, self.requantization
-        scale = load(k.constants[2], (spot.block + j) * lanes, lanes)
-        value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * scale
+        value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * k.scale(spot.block + j)
         if q.guarded:
             value = T.min(value, splat(T.float32(q.hi - q.zero_point), lanes))
         return round_to_int32(value, k.isa)

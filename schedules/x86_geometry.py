@@ -38,17 +38,17 @@ class Scratch:
 class Halo:
     """The border of the output that the kernel fills: rows above, columns left, below, right."""
 
-    shape: tuple[int, int, int, int]
-    border: tuple[int, int, int, int]
+    shape: tuple[int, ...]
+    border: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Geometry:
     """Everything about a call except its numbers and its tile.
 
-    ``pixels`` has the axes of the output outermost first, merged where both buffers allow it. The reduction is
-    ``taps`` (outer loops) around ``span`` contiguous elements, taken ``depth`` at a time; when ``depth``
-    does not divide ``span``, the last step reads the last ``depth`` elements again.
+    ``pixels`` has the axes of the output outermost first, merged where both buffers allow it. The
+    reduction is ``taps`` (outer loops) around ``span`` contiguous elements, taken ``depth`` at a time;
+    when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again.
     """
 
     pixels: tuple[Axis, ...]

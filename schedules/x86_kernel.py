@@ -9,7 +9,7 @@ from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Isa
-from tvm_qplugin.schedules.x86_pack import fold_zero_point, pack_channels, pack_weights, requantization
+from tvm_qplugin.schedules.x86_pack import fold_zero_point, join, pack_channels, pack_weights, requantization
 from tvm_qplugin.schedules.x86_tiles import Tile
 
 
@@ -23,12 +23,8 @@ def implement_integer(call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile
     epilogue = IntegerEpilogue(
         requantization(call.params, call.out.dtype, weights, bias, factor), int(call.params["in_zp"])
     )
-    constants = (
-        pack_weights(weights, geometry),
-        pack_channels(bias, geometry),
-        pack_channels(factor, geometry),
-    )
-    return implement(call, isa, geometry, tile, epilogue, constants)
+    packed = [pack_channels(values, geometry) for values in (bias, factor)]
+    return implement(call, isa, geometry, tile, epilogue, join(pack_weights(weights, geometry), *packed))
 
 
 def implement_float(call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile) -> Implementation:
@@ -36,11 +32,5 @@ def implement_float(call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile) 
     weights = np.asarray(call.constants[1], "float32")
     bias = np.broadcast_to(np.asarray(call.constants[2], "float32"), (weights.shape[0],))
     epilogue = FloatEpilogue(call.params.get("lo"), call.params.get("hi"))
-    return implement(
-        call,
-        isa,
-        geometry,
-        tile,
-        epilogue,
-        (pack_weights(weights, geometry), pack_channels(bias, geometry)),
-    )
+    constant = join(pack_weights(weights, geometry), pack_channels(bias, geometry))
+    return implement(call, isa, geometry, tile, epilogue, constant)

@@ -44,8 +44,7 @@ def pack_weights(weights: Array, geometry: Geometry) -> Array:
         rest = g.span - whole
         start = g.depth - rest if g.span >= g.depth else 0
         packed[:, : g.channels, :, -1, start : start + rest] = flat[..., whole:]
-    packed = packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth)
-    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3))
+    return packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth).transpose(0, 2, 1, 3)
 
 
 def pack_channels(values: Array, geometry: Geometry) -> Array:
@@ -54,6 +53,11 @@ def pack_channels(values: Array, geometry: Geometry) -> Array:
     packed = np.zeros((g.groups, g.blocks * g.lanes), values.dtype)
     packed[:, : g.channels] = values.reshape(g.groups, g.channels)
     return packed.reshape(-1)
+
+
+def join(first: Array, *others: Array) -> Array:
+    """All values in one vector of the first one's dtype: a kernel with few arguments has a small entry."""
+    return np.concatenate([np.ascontiguousarray(a).reshape(-1).view(first.dtype) for a in (first, *others)])
 
 
 def fold_zero_point(weights: Array, bias: Array, zero_point: int) -> Array | None:

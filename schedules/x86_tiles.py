@@ -26,7 +26,7 @@ class Tile:
     nt: int
     order: str = "om"
     rows: int = 1
-    unroll: int = 9
+    unroll: int = 4
 
 
 @dataclass(frozen=True)
