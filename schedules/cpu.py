@@ -1,0 +1,100 @@
+"""A schedule for any PrimFunc on any CPU: no tuning, no instruction set, never an error.
+
+It shapes the loops so that LLVM's vectoriser sees contiguous memory, keeps accumulators in registers
+and puts parallel loops where a launch pays. Kernels with a rule of their own do not come here.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.target import Target
+
+from tvm_qplugin.schedules.cpu_blocks import Block, blocks, cores, vector_bytes
+from tvm_qplugin.schedules.cpu_loops import schedule_reduction, schedule_spatial
+
+SCHEDULED = "tirx.is_scheduled"
+UNSCHEDULED = "qplugin.unscheduled"
+_LOG = logging.getLogger(__name__)
+
+
+def schedule_cpu(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    """Schedule a PrimFunc of static shapes; what cannot be scheduled stays as it is.
+
+    The result carries ``tirx.is_scheduled``, and ``qplugin.unscheduled`` with the reason where the loops
+    were left alone. A function that is already scheduled is returned unchanged.
+    """
+    if func.attrs and SCHEDULED in func.attrs:
+        return func
+    try:
+        return _scheduled(func, target).with_attr(SCHEDULED, True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        _LOG.debug("left unscheduled: %s", reason)
+        return func.with_attrs({SCHEDULED: True, UNSCHEDULED: reason})
+
+
+def _scheduled(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}), error_render_level="none")
+    _inline(sch)
+    threads, width = cores(target), vector_bytes(target)
+    todo = {block.name: block for block in blocks(sch)}
+    while todo:
+        block = todo.pop(next(iter(todo)))
+        if block.reduction:
+            epilogue = _epilogue(sch, block, todo)
+            schedule_reduction(sch, block, epilogue, threads, width)
+        else:
+            schedule_spatial(sch, block, threads)
+    return sch.mod["main"]
+
+
+def _inline(sch: s_tir.Schedule) -> None:
+    """Remove intermediate buffers whose elements are cheap to compute where they are used."""
+    known = {block.name: block for block in blocks(sch)}
+    for name, block in known.items():
+        consumers = [known[sch.get(rv).name_hint] for rv in sch.get_consumers(block.rv)]
+        if not block.reduction and consumers and _worth_inlining(sch, block, consumers):
+            sch.compute_inline(block.rv)
+            known.update({c.name: b for c in consumers for b in blocks(sch) if b.name == c.name})
+            known[name] = block
+
+
+def _worth_inlining(sch: s_tir.Schedule, block: Block, consumers: list[Block]) -> bool:
+    after_reduction = any(
+        int(it.iter_type) == 2 for rv in sch.get_producers(block.rv) for it in sch.get(rv).iter_vars
+    )
+    repeated = len(consumers) > 1 or any(_reuses(c) for c in consumers)
+    if after_reduction and any(c.branches for c in consumers):
+        return False
+    return not (repeated and (block.heavy or block.branches or block.gathers))
+
+
+def _reuses(consumer: Block) -> bool:
+    """Whether a consumer reads the same element many times: a reduction with an axis some load lacks."""
+    return bool(consumer.reduction) and any(
+        load.strides[axis] == 0 and consumer.extents[axis] > 1
+        for load in consumer.loads
+        for axis in consumer.spatial
+    )
+
+
+def _epilogue(sch: s_tir.Schedule, block: Block, todo: dict[str, Block]) -> Block | None:
+    """Take the elementwise block that alone consumes a reduction out of ``todo``."""
+    consumers = sch.get_consumers(block.rv)
+    if len(consumers) != 1:
+        return None
+    name = str(sch.get(consumers[0]).name_hint)
+    other = todo.get(name)
+    same = other is not None and not other.reduction and not other.branches
+    extents = tuple(block.extents[i] for i in block.spatial)
+    if other is None or not same or other.extents != extents or _other_pending(sch, other, block):
+        return None
+    return todo.pop(name)
+
+
+def _other_pending(sch: s_tir.Schedule, epilogue: Block, block: Block) -> bool:
+    """Whether the epilogue waits for a block other than the reduction that comes later."""
+    return len(sch.get_producers(epilogue.rv)) > 1

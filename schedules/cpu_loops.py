@@ -1,0 +1,139 @@
+"""Loop structure of the generic CPU schedule: one function per kind of block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import s_tir
+
+from tvm_qplugin.schedules.cpu_blocks import Block
+
+PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
+UNROLL = 8
+
+
+def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
+    """Fuse what is contiguous, so that LLVM finds one long loop to vectorise; parallel outside."""
+    loops = sch.get_loops(block.rv)
+    outer = _outer_count(block, len(loops), threads)
+    inner = max(outer, _contiguous_from(block))
+    if inner < len(loops) - 1:
+        sch.fuse(*loops[inner:])
+    elif block.extents[-1] <= UNROLL and _transposes(block):
+        sch.unroll(loops[-1])
+    if outer:
+        _parallel(sch, loops[:outer])
+
+
+def _outer_count(block: Block, rank: int, threads: int) -> int:
+    """How many leading loops make the parallel one: enough for every thread, none if not worth it."""
+    if threads < 2 or block.work < PARALLEL_WORK:
+        return 0
+    total = 1
+    for i, extent in enumerate(block.extents[: rank - 1]):
+        total *= extent
+        if total >= 4 * threads:
+            return i + 1
+    return rank - 1 if total > 1 else 0
+
+
+def _contiguous_from(block: Block) -> int:
+    """The first axis from which on every access walks memory as the store does."""
+    first = len(block.extents) - 1
+    if block.branches or block.gathers:
+        return first
+    while first > 0 and all(
+        load.strides[first - 1] == (load.strides[first] or 0) * block.extents[first]
+        for load in (*block.loads, block.store)
+    ):
+        first -= 1
+    return first
+
+
+def _transposes(block: Block) -> bool:
+    """Whether some load jumps along the last axis."""
+    return any(load.strides[-1] not in (0, 1, None) for load in block.loads)
+
+
+def _parallel(sch: s_tir.Schedule, loops: list[Any]) -> None:
+    sch.parallel(sch.fuse(*loops) if len(loops) > 1 else loops[0])
+
+
+def schedule_reduction(
+    sch: s_tir.Schedule, block: Block, epilogue: Block | None, threads: int, width: int
+) -> None:
+    """Accumulate a vector of neighbouring outputs if memory allows it, else one output at a time."""
+    loops = sch.get_loops(block.rv)
+    spatial, reduction = [loops[i] for i in block.spatial], [loops[i] for i in block.reduction]
+    if not spatial:
+        return
+    outer = _outer_count(block, len(spatial), threads)
+    if _across(block):
+        _accumulate_vector(sch, block, epilogue, spatial, reduction, width)
+    else:
+        sch.reorder(*spatial, *reduction)
+        _attach(sch, epilogue, spatial[-1])
+        sch.decompose_reduction(block.rv, reduction[0])
+    if outer:
+        _parallel(sch, spatial[:outer])
+
+
+def _across(block: Block) -> bool:
+    """Whether neighbours along the last data-parallel axis are neighbours in memory."""
+    last = block.spatial[-1]
+    steps = [load.strides[last] for load in block.loads]
+    return block.store.strides[last] == 1 and 1 in steps and all(s in (0, 1) for s in steps)
+
+
+def _accumulate_vector(
+    sch: s_tir.Schedule,
+    block: Block,
+    epilogue: Block | None,
+    spatial: list[Any],
+    reduction: list[Any],
+    width: int,
+) -> None:
+    """Registers hold up to four vectors of accumulators, for as many rows as share a load."""
+    extent = block.extents[block.spatial[-1]]
+    lanes = vector_extent(extent, width)
+    if lanes is None:
+        sch.reorder(*spatial[:-1], *reduction, spatial[-1])
+        if len(spatial) > 1:
+            _attach(sch, epilogue, spatial[-2])
+        sch.decompose_reduction(block.rv, reduction[0])
+        return
+    chunk, lane = sch.split(spatial[-1], [None, lanes])
+    tile = _row_tile(sch, block, spatial)
+    sch.reorder(*spatial[:-1], chunk, *reduction, *tile, lane)
+    _attach(sch, epilogue, chunk)
+    if epilogue is not None and len(sch.get_loops(epilogue.rv)) > len(spatial):
+        sch.vectorize(sch.get_loops(epilogue.rv)[-1])
+    sch.vectorize(lane)
+    for loop in tile:
+        sch.unroll(loop)
+    start = sch.decompose_reduction(block.rv, reduction[0])
+    sch.vectorize(sch.get_loops(start)[-1])
+
+
+def _row_tile(sch: s_tir.Schedule, block: Block, spatial: list[Any]) -> list[Any]:
+    """Split off up to four rows that use the same vectors; replaces the loop in ``spatial``."""
+    if len(spatial) < 2:
+        return []
+    row, last = block.spatial[-2], block.spatial[-1]
+    shared = any(load.strides[last] == 1 and load.strides[row] == 0 for load in block.loads)
+    size = next((d for d in (4, 3, 2) if block.extents[row] % d == 0), 1)
+    if not shared or size == 1:
+        return []
+    spatial[-2], inner = sch.split(spatial[-2], [None, size])
+    return [inner]
+
+
+def vector_extent(extent: int, width: int) -> int | None:
+    """Accumulators side by side: a divisor of ``extent`` of up to four registers; None: no such."""
+    lanes = width // 4
+    return next((n * lanes for n in (4, 3, 2, 1) if extent % (n * lanes) == 0), None)
+
+
+def _attach(sch: s_tir.Schedule, epilogue: Block | None, loop: Any) -> None:
+    if epilogue is not None:
+        sch.reverse_compute_at(epilogue.rv, loop)
