@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import IRModule, relax
 from tvm.ir import GenericConst
 
 from tvm_qplugin.core.errors import ModelError
@@ -56,6 +56,19 @@ def with_args(call: Expr, args: Sequence[Expr]) -> Expr:
     return relax.Call(call.op, list(args), call.attrs, call.ty_args)
 
 
+def substitute(expr: Expr, replacement: Callable[[Var], Expr]) -> Expr:
+    """A flat expression with its variables replaced."""
+    if isinstance(expr, relax.Var):
+        return replacement(expr)
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([substitute(field, replacement) for field in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(substitute(expr.tuple_value, replacement), expr.index)
+    if isinstance(expr, relax.Call):
+        return with_args(expr, [substitute(arg, replacement) for arg in expr.args])
+    return expr
+
+
 def straight_bindings(func: relax.Function) -> Iterator[tuple[Var, Expr]]:
     """All (variable, value) pairs of a function without control flow."""
     for block in func.body.blocks:
@@ -97,17 +110,13 @@ class Rebuilder:
         result = self.rewrite(self.mapped(value), var.name)
         self.known[var] = self.emit(result, var.name)
 
+    def replacement(self, var: Var) -> Expr:
+        """What a variable of the old function has become."""
+        return self.known.get(var, var)
+
     def mapped(self, expr: Expr) -> Expr:
-        """``expr`` with variables of the old function replaced by what they have become."""
-        if isinstance(expr, relax.Var):
-            return self.known.get(expr, expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self.mapped(field) for field in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(self.mapped(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            return with_args(expr, [self.mapped(arg) for arg in expr.args])
-        return expr
+        """``expr`` with the variables of the old function replaced by what they have become."""
+        return substitute(expr, self.replacement)
 
     def emit(self, expr: Expr, name: str) -> Expr:
         """Bind ``expr``, and what is nested in it, to variables called after ``name``."""
@@ -161,15 +170,14 @@ def outputs_of(func: relax.Function) -> list[Expr]:
 def _assemble(build: Rebuilder, outputs: list[Expr], is_tuple: bool) -> relax.Function:
     live = _live(build.defined, outputs)
     fresh = {out: relax.Var(out.name, out.ty) for out in outputs if out in build.defined}
-    build.known = dict(fresh)
+    builder = relax.BlockBuilder()
     bindings = [
-        relax.VarBinding(fresh.get(var, var), build._builder.normalize(build.mapped(value)))
+        relax.VarBinding(fresh.get(var, var), builder.normalize(substitute(value, lambda v: fresh.get(v, v))))
         for var, value in build.defined.items()
         if var in live
     ]
     results = [fresh.get(out, out) for out in outputs]
     body = relax.Tuple(results) if is_tuple else results[0]
-    builder = relax.BlockBuilder()
     body = builder.normalize(relax.SeqExpr([relax.DataflowBlock(bindings)], body))
     return relax.Function(build.func.params, body, attrs=build.func.attrs)
 
@@ -226,3 +234,10 @@ def edit_weight(
         axis = axes[axis % len(shape_of(data))]
     edited = constant(np.ascontiguousarray(edit(value_of(data))))
     return relax.op.dequantize(edited, scale, zero, axis=axis, out_dtype=bound.attrs.out_dtype)
+
+
+def rebuild_main(mod: IRModule, rebuilder: Callable[[relax.Function], Rebuilder]) -> IRModule:
+    """A copy of the module with ``main`` rewritten; helper functions nobody calls any more remain."""
+    result = mod.clone()
+    result["main"] = rebuilder(mod["main"]).run()
+    return result

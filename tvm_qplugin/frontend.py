@@ -13,7 +13,9 @@ from tvm import IRModule, relax
 
 from tvm_qplugin import onnx_file, onnx_import
 from tvm_qplugin.core.errors import ModelError, QPluginError
+from tvm_qplugin.passes.fold_batch_norm import FoldBatchNorm
 from tvm_qplugin.passes.rebuild import dtype_of, outputs_of, shape_of
+from tvm_qplugin.passes.to_nhwc import ToNHWC
 
 IO = "qplugin.io"
 
@@ -39,7 +41,8 @@ def load(
 
 def canonicalize(module: IRModule, input_layout: str = "NCHW") -> IRModule:
     """Run the passes that make the canonical form."""
-    return module
+    passes = [FoldBatchNorm(), ToNHWC(nhwc_inputs=input_layout == "NHWC")]
+    return tvm.transform.Sequential(passes)(module)
 
 
 def _import_onnx(

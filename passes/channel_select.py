@@ -1,0 +1,65 @@
+"""Recognise chains of reshapes, transpositions and slices that only pick channels (channel shuffles)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes.rebuild import constant, op_name, shape_of, value_of
+
+Expr = Any
+Var = Any
+# More elements than this are not followed.
+LIMIT = 2**24
+MOVES = ("reshape", "permute_dims", "strided_slice", "take")
+
+
+def selected_channels(
+    var: Var, bound: Mapping[Var, Expr], images: Container[Var]
+) -> tuple[Var, Callable[[Expr], Expr]] | None:
+    """The image whose channels ``var`` (4-D, NCHW) picks, and how to pick them in NHWC.
+
+    ``bound`` gives the values of variables, ``images`` the 4-D tensors where a chain may start.
+    """
+    chain, source = [], var
+    while source in bound and op_name(bound[source]) in MOVES and (source is var or source not in images):
+        chain.append(bound[source])
+        source = bound[source].args[0]
+    if source not in images or len(chain) < 2 or int(np.prod(shape_of(source))) > LIMIT:
+        return None
+    n, c, h, w = shape_of(source)
+    index = np.arange(n * c * h * w, dtype="int32").reshape(n, c, h, w)
+    moved = index
+    for call in reversed(chain):
+        moved = _apply(call, moved)
+    if moved.shape[0] != n or moved.shape[2:] != (h, w):
+        return None
+    channels = moved[0, :, 0, 0] // (h * w)
+    return (source, lambda x: _pick(x, channels)) if (moved == index[:, channels]).all() else None
+
+
+def _apply(call: Expr, value: Array) -> Array:
+    kind = op_name(call)
+    if kind == "reshape":
+        return value.reshape([int(d) for d in call.args[1].values])
+    if kind == "permute_dims":
+        return value.transpose([int(a) for a in call.attrs.axes] if call.attrs.axes is not None else None)
+    if kind == "take":
+        return np.take(value, value_of(call.args[1]), int(call.attrs.axis), mode="wrap")
+    axes, begin, end, step = ([int(f) for f in part.fields] for part in call.args[1:5])
+    cut = [slice(None)] * value.ndim
+    for axis, *bounds in zip(axes, begin, end, step, strict=True):
+        cut[axis] = slice(*bounds)
+    return value[tuple(cut)]
+
+
+def _pick(x: Expr, channels: Array) -> Expr:
+    step = int(channels[1] - channels[0]) if len(channels) > 1 else 1
+    first, last = int(channels[0]), int(channels[-1])
+    if step > 0 and channels.tolist() == list(range(first, last + 1, step)):
+        return relax.op.strided_slice(x, [3], [first], [last + 1], [step])
+    return relax.op.take(x, constant(channels.astype("int64")), 3, mode="wrap")
