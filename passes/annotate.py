@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
-from tvm.transform import PassContext
+from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.recipe import Recipe
@@ -140,7 +140,7 @@ class _Grouping:
 
 
 def _only_scalars(value: relax.Expr) -> bool:
-    sizes = [c.data.numpy().size for c in value.args if isinstance(c, GenericConst)]
+    sizes = [c.value.numpy().size for c in value.args if isinstance(c, GenericConst)]
     return all(size == 1 for size in sizes)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 from tvm.ir import Call, IRModule
-from tvm.transform import PassContext
+from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import CalibrationError
@@ -129,7 +129,7 @@ class _Insertion:
         assert op.weight is not None
         scale = self.params[op.inputs[0]].scale
         if var.name == op.members[0]:
-            weight, params = quantize_weight(new.args[1].data.numpy(), op.weight, self._bias(op), scale)
+            weight, params = quantize_weight(new.args[1].value.numpy(), op.weight, self._bias(op), scale)
             self.weight = params
             return _with_args(new, [new.args[0], self._constant(f"{op.output}_weight", weight, params)])
         bias = bias_of(self.raw_member(op.members[0]), new)
@@ -162,4 +162,4 @@ class _Insertion:
 
 
 def _with_args(call: Call, args: list[relax.Expr]) -> Call:
-    return Call(None, call.op, args, call.attrs, call.ty_args)
+    return Call(call.op, args, call.attrs, call.ty_args)

@@ -77,7 +77,7 @@ def spec_of(expr: relax.Expr) -> TensorSpec:
 
 def const_value(expr: relax.Expr) -> Array | None:
     """The numpy value of a constant, or None."""
-    return expr.data.numpy() if isinstance(expr, GenericConst) else None
+    return expr.value.numpy() if isinstance(expr, GenericConst) else None
 
 
 def const(value: Any, dtype: str | None = None) -> GenericConst:
@@ -119,14 +119,15 @@ def substitute(expr: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.E
     if isinstance(expr, relax.TupleGetItem):
         return relax.TupleGetItem(substitute(expr.tuple_value, env), expr.index)
     if isinstance(expr, Call):
-        return Call(expr.ty, expr.op, [substitute(arg, env) for arg in expr.args], expr.attrs, expr.ty_args)
+        args = [substitute(arg, env) for arg in expr.args]
+        return Call(expr.op, args, expr.attrs, expr.ty_args, ret_ty=expr.ty)
     return expr
 
 
 def retyped(expr: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
     """``substitute``, with the type left to be inferred anew."""
     new = substitute(expr, env)
-    return Call(None, new.op, new.args, new.attrs, new.ty_args) if isinstance(new, Call) else new
+    return Call(new.op, new.args, new.attrs, new.ty_args) if isinstance(new, Call) else new
 
 
 def qparams_of(call: Call) -> QuantParams | None:

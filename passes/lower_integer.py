@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax
 from tvm.ir import Call, IRModule
-from tvm.transform import PassContext
+from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
 from tvm_qplugin.core.qparams import QuantParams, multiplier
@@ -129,7 +129,8 @@ class _Lowering:
             return self._emit_float(var, value)
         name = self._tensor_name(var, value)
         operands = [self._operand(source, name) for source in plan.sources]
-        self._note(name, plan)
+        if plan.kind != "identity":
+            self._note(name, plan)
         if plan.rebuild is not None:
             return self.out.emit(plan.rebuild(operands), name)
         floats = [self.env.get(v, v) for v in plan.floats]
@@ -176,15 +177,13 @@ class _Lowering:
 
     def _call(self, name: str, plan: Plan, args: list[relax.Expr]) -> relax.Expr:
         specs = [ir.spec_of(arg) for arg in args]
-        extra = [ir.const(array) for array in extra_constants(plan.kernel, plan.params, specs)]
-        args += extra
-        specs += [ir.spec_of(arg) for arg in extra]
+        args = [*args, *(ir.const(array) for array in extra_constants(plan.kernel, plan.params, specs))]
         key = encode_params(
             {"kernel": plan.kernel, "params": dict(plan.params), "types": repr((specs, plan.out))}
         )
         if key not in self.kernels:
             func = build_kernel(plan.kernel, plan.params, specs, plan.out)
-            self.kernels[key] = self.out.bb.add_func(func, plan.kernel)
+            self.kernels[key] = self.out.bb.add_func(func.without_attr("global_symbol"), plan.kernel)
         ty = relax.TensorType(plan.out.shape, plan.out.dtype)
         return self.out.emit(relax.call_tir(self.kernels[key], args, ty), name)
 

@@ -65,6 +65,8 @@ def _requantize(site: Site) -> Plan | None:
     source = site.source(site.var)
     if source is None:
         return None
+    if source.want.same(site.grid):
+        return Plan("identity", site.out, sources=(source,), rebuild=lambda operands: operands[0])
     params = {
         **full_range(site.grid),
         "in_zp": int(source.want.zero_point),
@@ -99,7 +101,7 @@ def _unquantized(core: Call, site: Site) -> Call:
             value is not None and ir.op_name(value) == "relax.dequantize" and _is_constant(value.args[0])
         )
         args.append(value.args[0] if constant else arg)
-    return Call(core.ty, core.op, args, core.attrs, core.ty_args)
+    return Call(core.op, args, core.attrs, core.ty_args, ret_ty=core.ty)
 
 
 def _is_constant(expr: relax.Expr) -> bool:

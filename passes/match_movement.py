@@ -45,7 +45,7 @@ def _rebuilder(value: Call, kind: str, shape: tuple[int, ...]) -> Rebuild:
         return lambda operands: relax.op.reshape(operands[0], shape)
     if kind == "concat":
         return lambda operands: relax.op.concat(operands, axis=value.attrs.axis)
-    return lambda operands: Call(None, value.op, [operands[0], *value.args[1:]], value.attrs, value.ty_args)
+    return lambda operands: Call(value.op, [operands[0], *value.args[1:]], value.attrs, value.ty_args)
 
 
 def _split_item(site: Site, item: relax.TupleGetItem) -> Plan | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import tvm
 from tvm.ir import IRModule
-from tvm.transform import PassContext
+from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec

@@ -1,1 +1,64 @@
-"""Target profiles: what a device runs, as tables."""
+"""Target profiles by name, and what TVM needs of them."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any, cast
+
+import tvm
+
+from tvm_qplugin.core.errors import TargetError
+from tvm_qplugin.core.profile import TargetProfile
+from tvm_qplugin.core.registry import Registry
+from tvm_qplugin.schedules.x86_isa import AVX2, supports
+
+PROFILES: Registry[TargetProfile] = Registry(
+    "target",
+    {
+        "host": "tvm_qplugin.targets.x86:HOST",
+        "x86-64-v4-vnni": "tvm_qplugin.targets.x86:X86_V4",
+        "x86-64-avxvnni": "tvm_qplugin.targets.x86:X86_AVXVNNI",
+        "x86-64-v3": "tvm_qplugin.targets.x86:X86_V3",
+        "x86-64": "tvm_qplugin.targets.x86:X86",
+    },
+)
+
+
+def find_profile(name: str | TargetProfile) -> TargetProfile:
+    """A profile by name, or as it is; TargetError lists what is known."""
+    if isinstance(name, TargetProfile):
+        return name
+    if name not in PROFILES:
+        raise TargetError(f"target {name!r} is unknown; use one of {', '.join(sorted(PROFILES))}")
+    return PROFILES[name]
+
+
+def tvm_target(profile: TargetProfile) -> tvm.target.Target:
+    """The profile's TVM target; "host" values are read off this machine."""
+    detected = {"mcpu": _host_cpu, "num-cores": lambda: os.cpu_count() or 1}
+    config: dict[str, Any] = {k: detected[k]() if v == "host" else v for k, v in profile.tvm.items()}
+    return tvm.target.Target(config)
+
+
+def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
+    """The schedule rules of a profile, imported."""
+    return tuple(_load(path) for path in profile.rules)
+
+
+def profile_of(target: tvm.target.Target) -> TargetProfile:
+    """The profile that fits a TVM target given by the user: x86 with AVX2, or any other CPU."""
+    if target.kind.name != "llvm":
+        raise TargetError(f"target kind {target.kind.name!r}: only CPUs (llvm) can be compiled for")
+    base = PROFILES["host"] if supports(AVX2, target) else PROFILES["x86-64"]
+    config = {key: value for key, value in target.export().items() if isinstance(value, str | int)}
+    return TargetProfile("custom", str(target), config, base.storage, base.rules)
+
+
+def _host_cpu() -> str:
+    return cast(str, tvm.target.codegen.llvm_get_system_cpu())
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

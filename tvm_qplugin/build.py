@@ -1,21 +1,33 @@
-"""From an IRModule to something that runs: TVM's tail passes, the executable, the artifact."""
+"""From an IRModule to something that runs: the executable, and the artifact around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from tvm_qplugin.artifact import Artifact
+from tvm_qplugin.core.attrs import REPORT
+from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
+from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.quantize_io import IO_PARAMS
+from tvm_qplugin.pipeline import executable_passes, lower_passes
+from tvm_qplugin.targets import find_profile, tvm_target
 
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 
-def compile_function(mod: IRModule, target: str = "host") -> Runner:
+def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Runner:
     """Compile ``main`` and return a function from input arrays to a flat list of output arrays."""
-    vm = relax.VirtualMachine(relax.build(mod, tvm.target.Target({"kind": "llvm"})), tvm.cpu())
+    executable, _ = compile_module(mod, target)
+    vm = relax.VirtualMachine(executable, tvm.cpu())
 
     def run(arrays: Sequence[Array]) -> list[Array]:
         result = vm["main"](*[tvm.runtime.tensor(array) for array in arrays])
@@ -23,3 +35,128 @@ def compile_function(mod: IRModule, target: str = "host") -> Runner:
         return [field.numpy() for field in fields]
 
     return run
+
+
+def compile_module(
+    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None
+) -> tuple[Any, IRModule]:
+    """The VM executable of a QDQ or float module, and the module as lowered (kernels tagged).
+
+    ``dump``: a directory that gets the IR after every pass.
+    """
+    profile = find_profile(target)
+    device = tvm_target(profile)
+    with device, tvm.transform.PassContext(opt_level=2, instruments=instruments(dump)):
+        lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
+        final = tvm.transform.Sequential(executable_passes())(lowered)
+        return relax.build(final, device, relax_pipeline=None), lowered
+
+
+def instruments(dump: Path | None) -> list[Any]:
+    """Pass instruments that write the IR after every pass into ``dump``."""
+    if dump is None:
+        return []
+    dump.mkdir(parents=True, exist_ok=True)
+    return [tvm.ir.instrument.DumpIR(str(dump))]
+
+
+def build(
+    module: IRModule,
+    *,
+    target: str | TargetProfile = "host",
+    recipe: Mapping[str, Any] | None = None,
+    name: str = "model",
+    float_bytes: int | None = None,
+    dump: Path | None = None,
+) -> Artifact:
+    """Compile a QDQ (or float) module for a target and link it.
+
+    ``recipe``, ``name`` and ``float_bytes`` (size of the float model) are only noted in the manifest.
+    Raises TargetError for an unknown target or a missing toolchain.
+    """
+    profile = find_profile(target)
+    executable, lowered = compile_module(module, profile, dump=dump)
+    manifest = describe(module, lowered, profile, name, recipe or {}, float_bytes)
+    return Artifact.create(executable, manifest, compiler=profile.compiler)
+
+
+def describe(
+    module: IRModule,
+    lowered: IRModule,
+    profile: TargetProfile,
+    name: str,
+    recipe: Mapping[str, Any],
+    float_bytes: int | None = None,
+) -> Manifest:
+    """The manifest of a module, before its files are known."""
+    operators = operators_of(lowered)
+    inputs, outputs = io_of(module)
+    sizes = {"weights": sum(op.weight_bytes for op in operators)}
+    device = tvm_target(profile)
+    return Manifest(
+        model=name,
+        inputs=inputs,
+        outputs=outputs,
+        target={"profile": profile.name, "tvm": _plain(device)},
+        recipe=dict(recipe),
+        tensors=tensors_of(module),
+        operators=operators,
+        sizes=sizes if float_bytes is None else {**sizes, "float_model": float_bytes},
+    )
+
+
+def operators_of(lowered: IRModule) -> tuple[OperatorInfo, ...]:
+    """The report that lowering left in the module."""
+    text = (ir.main_function(lowered).attrs or {}).get(REPORT)
+    entries = json.loads(str(text)) if text else []
+    return tuple(
+        OperatorInfo(
+            entry["name"],
+            entry["op"],
+            entry["kernel"] or None,
+            entry["integer"],
+            entry["reason"] or None,
+            tuple(entry["shape"]),
+            entry["weight_bytes"],
+            entry["macs"],
+        )
+        for entry in entries
+    )
+
+
+def io_of(module: IRModule) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Inputs and outputs with their original names and, where they are integer, their parameters."""
+    func = ir.main_function(module)
+    attrs = func.attrs or {}
+    names = json.loads(str(attrs["qplugin.io"])) if "qplugin.io" in attrs else {}
+    grids = json.loads(str(attrs[IO_PARAMS])) if IO_PARAMS in attrs else {}
+
+    def infos(side: str, variables: Sequence[relax.Var]) -> tuple[TensorInfo, ...]:
+        known = names.get(side) or [{"name": var.name} for var in variables]
+        params = grids.get(side) or [None] * len(variables)
+        specs = [ir.spec_of(var) for var in variables]
+        return tuple(
+            TensorInfo(item["name"], spec.shape, spec.dtype, grid)
+            for item, spec, grid in zip(known, specs, params, strict=True)
+        )
+
+    return infos("inputs", list(func.params)), infos("outputs", ir.output_vars(func))
+
+
+def tensors_of(module: IRModule) -> dict[str, dict[str, Any]]:
+    """The parameters of every quantized tensor, by the tensor's name."""
+    found = {}
+    for var, value in ir.bindings(ir.main_function(module)):
+        name = ir.op_name(value)
+        params = ir.qparams_of(value) if name in ("relax.quantize", "relax.dequantize") else None
+        if params is None:
+            continue
+        if name == "relax.quantize" and isinstance(value.args[0], relax.Var):
+            found[value.args[0].name] = params.to_json()
+        elif ir.const_value(value.args[0]) is not None:
+            found[var.name.removesuffix("_dq")] = params.to_json()
+    return found
+
+
+def _plain(target: tvm.target.Target) -> dict[str, Any]:
+    return {key: value for key, value in target.export().items() if isinstance(value, str | int)}

@@ -9,7 +9,7 @@ weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters
 | quantize | x float32 | scale; axes (optional transposition applied first) |
 | dequantize | q | scale; axes (optional transposition applied after) |
 | requantize | q | multiplier |
-| qconv2d | q, weight int8, bias int32 [O], multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
+| qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
