@@ -1,0 +1,119 @@
+"""Take the quantize at the inputs and the dequantize at the outputs out of the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+from tvm.ir.transform import PassContext
+
+from tvm_qplugin.core.errors import RecipeError
+from tvm_qplugin.core.qparams import QuantParams
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.plan import stored
+
+IO_PARAMS = "qplugin.io_params"
+MODES = ("float", "int8", "uint8")
+
+
+@tvm.transform.module_pass(opt_level=0, name="QuantizeIO")
+@dataclass(frozen=True)
+class QuantizeIO:
+    """Integer model inputs and outputs.
+
+    In: a QDQ module with float inputs and outputs. Out: with ``mode`` int8 or uint8 every input that
+    is only quantized (possibly after a transposition) and every output that is only dequantized has that
+    dtype; their parameters stand in the attribute ``qplugin.io_params``. ``mode="float"`` changes nothing.
+    """
+
+    mode: str = "float"
+
+    def __post_init__(self) -> None:
+        """Check the mode."""
+        if self.mode not in MODES:
+            raise RecipeError(f"io={self.mode!r}: expected one of {', '.join(MODES)}")
+
+    def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
+        """Rewrite ``main``."""
+        if self.mode == "float":
+            return mod
+        func = ir.main_function(mod)
+        inputs = {param: params for param in func.params if (params := _input_params(func, param))}
+        params = [self._typed(param) if param in inputs else param for param in func.params]
+        env: dict[relax.Var, relax.Expr] = dict(zip(func.params, params, strict=True))
+        with ir.Emitter(mod, params) as out:
+            for var, value in ir.bindings(func):
+                env[var] = self._rewrite(var, value, env, inputs, out)
+            outputs, grids = self._outputs(func, env, out)
+            described = {
+                "inputs": [_json(inputs.get(param), self.mode) for param in func.params],
+                "outputs": [_json(grid, self.mode) for grid in grids],
+            }
+            return out.finish(outputs, ir.returns_tuple(func), **{IO_PARAMS: json.dumps(described)})
+
+    def _typed(self, param: relax.Var) -> relax.Var:
+        return relax.Var(param.name, relax.TensorType(ir.spec_of(param).shape, self.mode))
+
+    def _rewrite(
+        self,
+        var: relax.Var,
+        value: relax.Expr,
+        env: dict[relax.Var, relax.Expr],
+        inputs: dict[relax.Var, QuantParams],
+        out: ir.Emitter,
+    ) -> relax.Expr:
+        if isinstance(value, relax.Var | relax.Tuple):
+            return ir.substitute(value, env)
+        new = ir.retyped(value, env)
+        if ir.op_name(value) == "relax.quantize" and str(new.args[0].ty.dtype) == self.mode:
+            return new.args[0]
+        if ir.op_name(value) == "relax.dequantize" and str(new.args[0].ty.dtype) != str(
+            value.args[0].ty.dtype
+        ):
+            params = ir.qparams_of(value)
+            assert params is not None
+            new = ir.dequantize(new.args[0], stored(params, self.mode))
+        return out.emit(new, var.name)
+
+    def _outputs(
+        self, func: relax.Function, env: dict[relax.Var, relax.Expr], out: ir.Emitter
+    ) -> tuple[list[relax.Expr], list[QuantParams | None]]:
+        defined, outputs, grids = ir.definitions(func), [], []
+        for var in ir.output_vars(func):
+            found = _output_params(defined, var)
+            expr = env.get(var, var)
+            if found is not None:
+                grid = stored(found, self.mode)
+                expr = out.emit(ir.quantize(expr, grid), f"{var.name}_out")
+            outputs.append(expr)
+            grids.append(found)
+        return outputs, grids
+
+
+def _input_params(func: relax.Function, param: relax.Var) -> QuantParams | None:
+    """The grid of an input that is only ever quantized, directly or behind one transposition."""
+    users, defined = ir.consumers(func), ir.definitions(func)
+    readers = users.get(param, [])
+    if len(readers) == 1 and ir.op_name(defined[readers[0]]) == "relax.permute_dims":
+        readers = users.get(readers[0], [])
+    if len(readers) != 1 or ir.op_name(defined[readers[0]]) != "relax.quantize":
+        return None
+    params = ir.qparams_of(defined[readers[0]])
+    return params if params is not None and params.dtype in ("int8", "uint8") else None
+
+
+def _output_params(defined: dict[relax.Var, relax.Expr], var: relax.Var) -> QuantParams | None:
+    value = defined.get(var)
+    if value is not None and ir.op_name(value) == "relax.permute_dims":
+        value = defined.get(value.args[0])
+    if value is None or ir.op_name(value) != "relax.dequantize":
+        return None
+    params = ir.qparams_of(value)
+    return params if params is not None and params.dtype in ("int8", "uint8") else None
+
+
+def _json(params: QuantParams | None, mode: str) -> dict[str, object] | None:
+    return None if params is None else stored(params, mode).to_json()

@@ -1,0 +1,53 @@
+"""Target profiles: a device as a table that a hardware engineer can read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+INT8_KINDS = frozenset(
+    "conv2d dense add subtract multiply avg_pool2d max_pool2d mean concat pad reshape permute_dims "
+    "strided_slice split split_item take softmax resize2d clamp lut".split()
+)
+"""Kinds of operators with an integer kernel on every CPU; other elementwise ones are tables (``lut``)."""
+
+
+@dataclass(frozen=True)
+class OpCapability:
+    """One kind of operator on a device, with the activation and weight dtypes that it runs in."""
+
+    kind: str
+    activations: frozenset[str] = frozenset({"int8"})
+    weights: frozenset[str] = frozenset({"int8"})
+
+
+@dataclass(frozen=True)
+class TargetProfile:
+    """What a device runs and how to compile for it.
+
+    ``tvm`` is TVM's target as a dict ("host" values are filled in at run time), ``storage`` the dtype
+    in which 8-bit activations lie in memory, ``rules`` the schedule rules (``module:function``) that are
+    asked in this order, ``compiler`` the C++ compiler that links (None: the host's).
+    """
+
+    name: str
+    description: str
+    tvm: Mapping[str, Any]
+    storage: str = "int8"
+    rules: tuple[str, ...] = ()
+    compiler: str | None = None
+    rounding: str = "float32"
+    capabilities: tuple[OpCapability, ...] = field(
+        default_factory=lambda: tuple(OpCapability(kind) for kind in sorted(INT8_KINDS))
+    )
+
+    def explain(self, kind: str, dtype: str = "int8") -> str | None:
+        """Why the device cannot run ``kind`` on ``dtype`` activations; None if it can."""
+        known = {capability.kind: capability for capability in self.capabilities}
+        capability = known.get(kind) or known.get("lut")
+        if capability is None:
+            return f"{self.name} has no kernel for {kind}"
+        if dtype not in capability.activations:
+            return f"{self.name} runs {kind} in {', '.join(sorted(capability.activations))}, not {dtype}"
+        return None
