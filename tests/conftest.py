@@ -30,6 +30,19 @@ def shared_data() -> Path:
     pytest.skip(reason)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``QPLUGIN_SLOW`` set, of the slow tests only those run whose ids start as it says."""
+    sample = tuple(os.environ.get("QPLUGIN_SLOW", "").split())
+    if not sample:
+        return
+    for prefix in sample:
+        if not (ROOT / prefix.split("::")[0]).exists():
+            raise pytest.UsageError(f"QPLUGIN_SLOW names {prefix}, which does not exist")
+    dropped = [item for item in items if "slow" in item.keywords and not item.nodeid.startswith(sample)]
+    items[:] = [item for item in items if item not in dropped]
+    config.hook.pytest_deselected(items=dropped)
+
+
 @pass_instrument
 class WellFormed:
     """Fails the pass after which a Relax module is not well-formed."""

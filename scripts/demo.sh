@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The embedded demo, from a fresh clone: float against int8. Arguments go to `tvm-qplugin demo`.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+setup
+exec "$VENV/bin/python" -m tvm_qplugin demo "$@"
