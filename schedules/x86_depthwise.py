@@ -29,8 +29,9 @@ from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, Isa, select_isa, 
 from tvm_qplugin.schedules.x86_pack import fold_zero_point, requantization
 
 MAX_TAPS = 225
-STAGED_BYTES = 96 * 1024
+STAGED_BYTES = 192 * 1024
 MAX_PHASES = 36
+MAX_OVERLAP = 1.4
 NARROWER = {"vnni512": AVXVNNI256, "f32_512": F32_256}
 
 
@@ -51,8 +52,7 @@ def candidates(call: KernelCall, target: tvm.target.Target) -> list[Config]:
         most = _shared_rows(w, isa)
         for rows in dict.fromkeys((most, 1)):
             for columns in _columns(isa):
-                for order in ("xc", "cx"):
-                    found[_config(w, isa, cores, mode, rows, columns, order)] = None
+                found[_config(w, isa, cores, mode, rows, columns)] = None
     return list(found)
 
 
@@ -109,12 +109,12 @@ def _modes(w: Window, isa: Isa) -> list[str]:
     vector, channels = 4 * isa.lanes, w.channels
     if channels % vector == 0:
         return ["block"]
-    modes = []
-    if math.lcm(channels, vector) // vector <= MAX_PHASES and w.size[1] * channels >= vector:
-        modes.append("flat")
+    flat = math.lcm(channels, vector) // vector <= MAX_PHASES and w.size[1] * channels >= vector
+    modes = ["flat"] if flat else []
     if channels >= vector:
-        waste = -(-channels // vector) * vector / channels
-        modes.insert(0 if waste <= 1.15 else len(modes), "block")
+        overlap = -(-channels // vector) * vector / channels
+        first = overlap <= MAX_OVERLAP or (w.bordered and w.strides[1] > 1)
+        modes.insert(0 if first else len(modes), "block")
     return modes
 
 
@@ -134,16 +134,16 @@ def _columns(isa: Isa) -> list[int]:
     return [2, 1, 4] if isa.registers == 32 else [1, 2]
 
 
-def _config(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int, order: str) -> Config:
+def _config(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
     """Complete the knobs: whether to stage, and how many rows at a time."""
     stage = not w.bordered or (mode == "flat" and w.strides[1] > 1)
     height = w.size[0]
     if not stage:
-        return Config(mode, rows, columns, rows, False, order)
-    row = source(w, Config(mode, rows, columns, rows, True, order)).pitch * (
+        return Config(mode, rows, columns, rows, False)
+    row = source(w, Config(mode, rows, columns, rows, True)).pitch * (
         4 if isa.accumulator == "float32" else 1
     )
     fit = max(rows, (STAGED_BYTES // row - w.span(0, 1)) // w.strides[0] + 1)
     parts = max(-(-height // fit), min(cores, height // rows))
     chunk = -(-height // parts)
-    return Config(mode, rows, columns, min(height, -(-chunk // rows) * rows), True, order)
+    return Config(mode, rows, columns, min(height, -(-chunk // rows) * rows), True)

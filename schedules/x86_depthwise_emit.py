@@ -164,32 +164,33 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
     vector = VECTORS * k.isa.lanes
     stride = b.period // w.channels * k.source.step
 
-    def tile(group: Index, v: Index, columns: int) -> None:
+    def tile(group: Index, v: Index, turn: Index, columns: int) -> None:
         start = v * vector
         if k.config.mode == "block" and w.channels % vector:
             start = T.min(start, w.channels - vector)
-        _tile(
-            k,
-            buffers,
-            Spot(source, base + group * stride + start, out + group * b.period + start, v, columns),
-        )
+        at, to = base + group * stride + start, out + group * b.period + start
+        _tile(k, buffers, Spot(source, at, to, v + turn, columns))
 
     done = 0
     for count, columns in balanced(b.groups, k.config.columns):
-        _nest(k, count, done, columns, tile)
+        _tiles(b, count, done, columns, tile)
         done += count * columns
-    _loop(b.rest, lambda v: tile(b.groups, v, 1))
+    _loop(b.rest, lambda v: tile(b.groups, v, 0, 1))
     if b.tail:
         last = w.size[1] * w.channels - vector
         _tile(k, buffers, Spot(source, base + last, out + last, T.int32(len(b.phases) - 1), 1))
 
 
-def _nest(k: Kernel, count: int, done: int, columns: int, tile: Callable[[Index, Index, int], None]) -> None:
-    per_period = k.blocks.per_period
-    if k.config.order == "cx":
-        _loop(per_period, lambda v: _loop(count, lambda x: tile(x * columns + done, v, columns)))
-    else:
-        _loop(count, lambda x: _loop(per_period, lambda v: tile(x * columns + done, v, columns)))
+def _tiles(
+    b: Blocks, count: int, done: int, columns: int, tile: Callable[[Index, Index, Index, int], None]
+) -> None:
+    """All vectors of ``count`` x ``columns`` periods."""
+
+    def along(x: Index) -> None:
+        turn = T.floormod(x, 2) if b.copies == 2 else 0
+        _loop(b.per_period, lambda v: tile(x * columns + done, v, turn, columns))
+
+    _loop(count, along)
 
 
 def balanced(extent: int, largest: int) -> list[tuple[int, int]]:
@@ -206,7 +207,7 @@ def balanced(extent: int, largest: int) -> list[tuple[int, int]]:
 
 
 def _tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
-    """``rows`` x ``columns`` output vectors: walk over the input columns, finish each output when it is complete."""
+    """``rows`` x ``columns`` output vectors: walk over the input columns, finish outputs as they complete."""
     w, isa, b = k.window, k.isa, k.blocks
     stride = b.period // w.channels * k.source.step
     places: dict[int, list[tuple[int, int]]] = {}

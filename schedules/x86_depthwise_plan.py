@@ -22,10 +22,10 @@ Taps = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class Config:
-    """Knobs: output ``rows`` and vectors (``columns``) of a tile, how rows are cut, the loop order.
+    """Knobs: how rows are cut (``mode``), output ``rows`` and ``columns`` of a tile.
 
-    ``order`` "cx" walks the columns innermost, "xc" the blocks of channels. ``stage`` copies ``chunk`` output rows'
-    input into a padded scratch; it is needed where the border is not in memory.
+    ``stage`` copies the input of ``chunk`` output rows into a padded scratch; it is needed where the border
+    is not in memory.
     """
 
     mode: str
@@ -33,7 +33,6 @@ class Config:
     columns: int
     chunk: int
     stage: bool
-    order: str = "xc"
 
 
 @dataclass(frozen=True)
@@ -106,45 +105,52 @@ class Blocks:
     """How a row is cut: ``phases[v]`` is the first channel of block v of a period.
 
     ``groups`` whole periods of ``period`` output elements, then ``rest`` vectors of the next, then, if
-    ``tail``, one that ends with the row and has the last phase.
+    ``tail``, one that ends with the row and has the last phase. Constants of the only vector of a period are
+    stored twice and used in turn: LLVM would hoist them out of the loop and then spill them.
     """
 
     phases: tuple[int, ...]
+    per_period: int
     period: int
     groups: int
     rest: int
     tail: bool
 
     @property
-    def per_period(self) -> int:
-        """Vectors a period."""
-        return len(self.phases) - self.tail
+    def copies(self) -> int:
+        """How often the constants of a period are stored."""
+        return 2 if self.per_period == 1 else 1
 
 
 def blocks(w: Window, mode: str, vector: int) -> Blocks:
     """Cut the rows of ``w`` in vectors of so many elements."""
     channels, width = w.channels, w.size[1]
     if mode == "block":
-        phases = tuple(min(i * vector, channels - vector) for i in range(-(-channels // vector)))
-        return Blocks(phases, channels, width, 0, False)
+        starts = [min(i * vector, channels - vector) for i in range(-(-channels // vector))]
+        return _with_copies(starts, channels, width, 0, None)
     period = math.lcm(channels, vector)
     row = width * channels
     whole = row // vector
     per_period = min(period // vector, whole)
     starts = [i * vector % channels for i in range(per_period)]
-    tail = row % vector > 0
-    if tail:
-        starts.append((row - vector) % channels)
     groups = whole // (period // vector)
-    return Blocks(tuple(starts), period, groups, whole - groups * (period // vector), tail)
+    tail = (row - vector) % channels if row % vector else None
+    return _with_copies(starts, period, groups, whole - groups * (period // vector), tail)
+
+
+def _with_copies(starts: list[int], period: int, groups: int, rest: int, tail: int | None) -> Blocks:
+    phases = starts * 2 if len(starts) == 1 else starts
+    if tail is not None:
+        phases = [*phases, tail]
+    return Blocks(tuple(phases), len(starts), period, groups, rest, tail is not None)
 
 
 @dataclass(frozen=True)
 class Source:
     """The rows that a kernel reads: the argument itself, or a scratch of ``rows`` rows.
 
-    In units of elements: ``pitch`` of a row, ``step`` between the inputs of neighbouring output pixels. With several
-    ``planes`` column x lies in plane ``x % planes``.
+    In units of elements: ``pitch`` of a row, ``step`` between the inputs of neighbouring output pixels.
+    With several ``planes`` column x lies in plane ``x % planes``.
     """
 
     pitch: int
