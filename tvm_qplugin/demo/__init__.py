@@ -36,7 +36,7 @@ def calibration() -> Array:
 
 def evaluation() -> tuple[Array, Array]:
     """450 images the model was not trained on, [450, 1, 8, 8] float32, and their digits [450] int64."""
-    with np.load(test_path()) as data:
+    with np.load(evaluation_path()) as data:
         return data["x"], data["y"]
 
 
