@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.passes.rebuild import constant, op_name, shape_of, value_of
+from tvm_qplugin.passes.rebuild import constant, op_name, shape_of
 
 Expr = Any
 Var = Any
@@ -49,7 +49,7 @@ def _apply(call: Expr, value: Array) -> Array:
     if kind == "permute_dims":
         return value.transpose([int(a) for a in call.attrs.axes] if call.attrs.axes is not None else None)
     if kind == "take":
-        return np.take(value, value_of(call.args[1]), int(call.attrs.axis), mode="wrap")
+        return np.take(value, call.args[1].value.numpy(), int(call.attrs.axis), mode="wrap")
     axes, begin, end, step = ([int(f) for f in part.fields] for part in call.args[1:5])
     cut = [slice(None)] * value.ndim
     for axis, *bounds in zip(axes, begin, end, step, strict=True):

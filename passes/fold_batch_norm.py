@@ -52,7 +52,7 @@ class _Fold(Rebuilder):
         merged = self._merged(norm, factor, offset)
         return _affine(norm, factor, offset) if merged is None else merged
 
-    def _merged(self, norm: Expr, factor: Array, offset: Array) -> Expr | None:
+    def _merged(self, norm: Expr, factor: Array, offset: Array) -> Expr:
         x = norm.args[0]
         bias: Array | None = None
         layer = self._sole(x)
@@ -73,7 +73,7 @@ class _Fold(Rebuilder):
         )
         return relax.op.add(call, constant(_along(offset, channel, len(shape_of(x))).astype(weight.dtype)))
 
-    def _sole(self, x: Expr) -> Expr | None:
+    def _sole(self, x: Expr) -> Expr:
         """What ``x`` is bound to, if nothing else uses it."""
         return self.defined.get(x) if x in self.defined and x.name not in self.shared else None
 

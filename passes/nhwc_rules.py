@@ -85,6 +85,8 @@ def resize2d(lay: Layouts, var: Var, call: Expr) -> bool:
 def unary(lay: Layouts, var: Var, call: Expr) -> bool:
     """Element by element on one tensor: in whatever layout it is there."""
     x = call.args[0]
+    if lay.transposed(x):
+        return _before_transpose(lay, var, lambda y, _axes: with_args(call, [y, *call.args[1:]]))
     for versions in (lay.nhwc_of, lay.flat_of):
         if isinstance(x, relax.Var) and x in versions:
             versions[var] = lay.emit(with_args(call, [versions[x], *call.args[1:]]), var.name)
@@ -121,7 +123,7 @@ def binary(lay: Layouts, var: Var, call: Expr) -> bool:
 def _flat_with_scalar(lay: Layouts, var: Var, call: Expr) -> bool:
     flat = [arg for arg in call.args if isinstance(arg, relax.Var) and arg in lay.flat_of]
     rest = [arg for arg in call.args if not (isinstance(arg, relax.Var) and arg in lay.flat_of)]
-    if len(flat) != 1 or any(value_of(arg) is None or value_of(arg).size != 1 for arg in rest):
+    if len(flat) != 1 or any(value_of(arg) is None or np.prod(shape_of(arg)) != 1 for arg in rest):
         return False
     args = [lay.flat_of[arg] if arg in flat else edit_weight(arg, _none, _scalar, {}) for arg in call.args]
     lay.flat_of[var] = lay.emit(with_args(call, args), var.name)
@@ -176,10 +178,21 @@ def concat(lay: Layouts, var: Var, call: Expr) -> bool:
 
 def along_axis(lay: Layouts, var: Var, call: Expr) -> bool:
     """Softmax and its like."""
+    op = relax.op.nn.softmax if op_name(call) == "nn.softmax" else relax.op.nn.log_softmax
+    if lay.transposed(call.args[0]):
+        return _before_transpose(lay, var, lambda y, axes: op(y, axes[int(call.attrs.axis)]))
     if not lay.is_nhwc(call.args[0]):
         return False
-    op = relax.op.nn.softmax if op_name(call) == "nn.softmax" else relax.op.nn.log_softmax
     lay.nhwc_of[var] = lay.emit(op(lay.nhwc(call.args[0]), moved(call.attrs.axis)), var.name)
+    return True
+
+
+def _before_transpose(lay: Layouts, var: Var, make: Callable[[Expr, Sequence[int]], Expr]) -> bool:
+    """Apply an operator to what was transposed, then transpose: two transpositions may cancel later."""
+    producer = lay.defined[lay.native(lay.bound[var].args[0])]
+    axes = [int(a) for a in producer.attrs.axes]
+    inner = lay.emit(make(producer.args[0], axes), var.name)
+    lay.native_of[var] = lay.emit(relax.op.permute_dims(inner, axes), lay.fresh(f"{var.name}_permuted"))
     return True
 
 
@@ -261,7 +274,11 @@ def permute_dims(lay: Layouts, var: Var, call: Expr) -> bool:
     if rank == 4 and axes == [0, 3, 1, 2]:
         lay.nhwc_of[var] = lay.native(x)
         return True
-    return False
+    producer: Expr = lay.defined.get(lay.native(x))
+    if op_name(producer) != "permute_dims":
+        return False
+    lay.native_of[var] = _permuted(lay, var, producer.args[0], [int(producer.attrs.axes[a]) for a in axes])
+    return True
 
 
 def _permuted(lay: Layouts, var: Var, x: Expr, axes: Sequence[int]) -> Expr:
@@ -299,7 +316,7 @@ def matmul(lay: Layouts, var: Var, call: Expr) -> bool:
     def rows(value: Array) -> Array:
         return value.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(value.shape)
 
-    bound = lay.defined.get(native) if isinstance(native, relax.Var) else native
+    bound: Expr = lay.defined.get(native) if isinstance(native, relax.Var) else native
     if op_name(bound) == "dequantize" and shape_of(bound.args[1]) and int(bound.attrs.axis) % 2 == 0:
         return False
     edited = edit_weight(native, lay.defined.get, rows, {1: 1})
@@ -310,8 +327,8 @@ def matmul(lay: Layouts, var: Var, call: Expr) -> bool:
 
 
 UNARY = (
-    "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu nn.softplus clip sigmoid tanh exp log sqrt rsqrt square "
-    "negative abs floor ceil round erf sin cos astype sign logical_not"
+    "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu nn.softplus clip sigmoid tanh exp log sqrt rsqrt "
+    "square negative abs floor ceil round erf sin cos astype sign logical_not"
 )
 BINARY = "add subtract multiply divide maximum minimum power greater less greater_equal less_equal equal"
 RULES: dict[str, Rule] = {

@@ -126,10 +126,14 @@ class Rebuilder:
             return expr
         flat = self._builder.normalize(self._flatten(expr, name))
         fresh = name not in self._names
-        var = relax.DataflowVar(name if fresh else self._unique(name), flat.ty)
+        var = relax.DataflowVar(name if fresh else self.fresh(name), flat.ty)
         self._names.add(var.name)
         self.defined[var] = flat
         return var
+
+    def normalized(self, call: Expr) -> Expr:
+        """A flat call with its type."""
+        return self._builder.normalize(call)
 
     def _flatten(self, expr: Expr, name: str) -> Expr:
         if isinstance(expr, relax.TupleGetItem):
@@ -140,9 +144,10 @@ class Rebuilder:
         if isinstance(arg, relax.Tuple):
             return relax.Tuple([self._inner(field, name) for field in arg.fields])
         suffix = op_name(arg).split(".")[-1] or "item"
-        return self.emit(arg, self._unique(f"{name}_{suffix}")) if isinstance(arg, relax.Call) else arg
+        return self.emit(arg, self.fresh(f"{name}_{suffix}")) if isinstance(arg, relax.Call) else arg
 
-    def _unique(self, name: str) -> str:
+    def fresh(self, name: str) -> str:
+        """``name``, or it with a number if the old or the new function has it."""
         taken = self._names | self._reserved
         if name not in taken:
             return name
@@ -232,7 +237,7 @@ def edit_weight(
     axis = bound.attrs.axis
     if shape_of(scale):
         axis = axes[axis % len(shape_of(data))]
-    edited = constant(np.ascontiguousarray(edit(value_of(data))))
+    edited = constant(np.ascontiguousarray(edit(data.value.numpy())))
     return relax.op.dequantize(edited, scale, zero, axis=axis, out_dtype=bound.attrs.out_dtype)
 
 

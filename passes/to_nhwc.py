@@ -74,6 +74,12 @@ class Layouts(Rebuilder):
         """Whether an NHWC version exists already."""
         return isinstance(expr, relax.Var) and expr in self.nhwc_of
 
+    def transposed(self, expr: Expr) -> bool:
+        """Whether the native version of a tensor is the only one, and a transposition."""
+        if not isinstance(expr, relax.Var) or expr in self.nhwc_of or expr in self.flat_of:
+            return False
+        return op_name(self.defined.get(self.native(expr))) == "permute_dims"
+
     def native(self, var: Var) -> Expr:
         """The version in the model's own layout, made if need be."""
         if var not in self.native_of:
@@ -83,12 +89,12 @@ class Layouts(Rebuilder):
     def _to_native(self, var: Var) -> Expr:
         if var in self.nhwc_of:
             call = relax.op.permute_dims(self.nhwc_of[var], TO_NCHW)
-            return self.emit(call, self._unique(f"{var.name}_nchw"))
+            return self.emit(call, self.fresh(f"{var.name}_nchw"))
         source, shape = self.flat_source(var)
         n, c, h, w = shape_of(source)
         image = relax.op.reshape(self.flat_of[var], (n, h, w, c))
         call = relax.op.reshape(relax.op.permute_dims(image, TO_NCHW), shape)
-        return self.emit(call, self._unique(f"{var.name}_native"))
+        return self.emit(call, self.fresh(f"{var.name}_native"))
 
     def flat_source(self, var: Var) -> tuple[Var, tuple[int, ...]]:
         """The 4-D tensor that a flat one came from, and the flat shape."""
@@ -110,17 +116,17 @@ class Layouts(Rebuilder):
         name, native = f"{var.name}_nhwc", self.native(var)
         weight = edit_weight(native, self.defined.get, to_nhwc_array, MOVED)
         if weight is not None:
-            return self.emit(weight, self._unique(name))
+            return self.emit(weight, self.fresh(name))
         n, c, h, w = shape_of(native)
-        producer = self.defined.get(native)
+        producer: Expr = self.defined.get(native)
         if op_name(producer) == "permute_dims":
             axes = [producer.attrs.axes[i] for i in TO_NHWC]
             origin = producer.args[0]
             same = [int(a) for a in axes] == [0, 1, 2, 3]
-            return origin if same else self.emit(relax.op.permute_dims(origin, axes), self._unique(name))
+            return origin if same else self.emit(relax.op.permute_dims(origin, axes), self.fresh(name))
         if native not in self.params and (h * w == 1 or c == 1):
-            return self.emit(relax.op.reshape(native, (n, h, w, c)), self._unique(name))
-        return self.emit(relax.op.permute_dims(native, TO_NHWC), self._unique(name))
+            return self.emit(relax.op.reshape(native, (n, h, w, c)), self.fresh(name))
+        return self.emit(relax.op.permute_dims(native, TO_NHWC), self.fresh(name))
 
     def finish(self, outputs: Sequence[Expr]) -> relax.Function:
         """Like the base's, with the parameters in their new layout."""

@@ -8,16 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
-import tvm
-from tvm import IRModule, relax
+from tvm import IRModule
 
 from tvm_qplugin import onnx_file, onnx_import
-from tvm_qplugin.core.errors import ModelError, QPluginError
-from tvm_qplugin.passes.fold_batch_norm import FoldBatchNorm
-from tvm_qplugin.passes.rebuild import dtype_of, outputs_of, shape_of
-from tvm_qplugin.passes.to_nhwc import ToNHWC
+from tvm_qplugin.core.errors import ModelError
+from tvm_qplugin.passes.canonicalize import IO, canonicalize, check_canonical
 
-IO = "qplugin.io"
+__all__ = ["canonicalize", "check_canonical", "load"]
 
 
 def load(
@@ -39,12 +36,6 @@ def load(
     return canonicalize(module, input_layout)
 
 
-def canonicalize(module: IRModule, input_layout: str = "NCHW") -> IRModule:
-    """Run the passes that make the canonical form."""
-    passes = [FoldBatchNorm(), ToNHWC(nhwc_inputs=input_layout == "NHWC")]
-    return tvm.transform.Sequential(passes)(module)
-
-
 def _import_onnx(
     source: str | os.PathLike[str] | onnx.ModelProto, batch: int | None, shapes: Mapping[str, Sequence[int]]
 ) -> IRModule:
@@ -63,15 +54,8 @@ def _import_onnx(
 
 
 def _with_io(module: IRModule, model: onnx.ModelProto, fixed: Mapping[str, Any]) -> IRModule:
-    func = module["main"]
-    outputs = [out.name for out in model.graph.output]
-    described = {
-        "inputs": [_describe(n, v) for n, v in zip(fixed, func.params, strict=True)],
-        "outputs": [_describe(n, v) for n, v in zip(outputs, outputs_of(func), strict=True)],
-    }
-    module["main"] = func.with_attr(IO, json.dumps(described))
+    """Write down the names that the model gives its inputs and outputs."""
+    names = {"inputs": list(fixed), "outputs": [out.name for out in model.graph.output]}
+    interface = {key: [{"name": name} for name in group] for key, group in names.items()}
+    module["main"] = module["main"].with_attr(IO, json.dumps(interface))
     return module
-
-
-def _describe(name: str, var: Any) -> dict[str, Any]:
-    return {"name": name, "shape": list(shape_of(var)), "dtype": dtype_of(var)}

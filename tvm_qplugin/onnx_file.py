@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
@@ -31,7 +30,7 @@ def read_model(source: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ModelError(f"{path} is empty; expected an ONNX file")
     try:
         model = onnx.load_from_string(data)
-    except (DecodeError, ValueError) as error:
+    except Exception as error:
         raise ModelError(f"{path} is not an ONNX file, or is damaged: {_line(error)}") from None
     try:
         onnx.load_external_data_for_model(model, str(path.parent))

@@ -48,7 +48,7 @@ def sanitize(name: str) -> str:
     return f"t_{clean}" if clean[0].isdigit() else clean
 
 
-class Importer(onnx_frontend.ONNXGraphImporter):  # type: ignore[misc]
+class Importer(onnx_frontend.ONNXGraphImporter):
     """Builds ``main`` from a checked graph with static input shapes."""
 
     def __init__(self, weights: Mapping[str, Array], opset: int) -> None:
@@ -178,7 +178,7 @@ class Named(Rebuilder):
     def visit(self, var: Expr, value: Expr) -> None:
         """Bind under the label; a copy of a variable vanishes."""
         label = self.labels[var]
-        free = label if label in self._reserved and label not in self._names else self._unique(label)
+        free = label if label in self._reserved and label not in self._names else self.fresh(label)
         self.known[var] = self.emit(self.mapped(value), free)
 
 

@@ -77,7 +77,7 @@ def gemm(node: Node) -> Expr:
     a, b, c = node.inputs[0], node.inputs[1], node.input(2)
     if len(shape_of(a)) != 2 or len(shape_of(b)) != 2:
         raise ValueError(f"Gemm needs matrices, got {shape_of(a)} and {shape_of(b)}")
-    alpha, beta = np.float32(node.attrs.get("alpha", 1.0)), np.float32(node.attrs.get("beta", 1.0))
+    alpha, beta = (np.array(node.attrs.get(name, 1.0), "float32") for name in ("alpha", "beta"))
     a = relax.op.permute_dims(a, [1, 0]) if node.attrs.get("transA", 0) else a
     out = relax.op.matmul(a, _gemm_weight(node, b, alpha))
     if c is None or beta == 0:
@@ -85,7 +85,7 @@ def gemm(node: Node) -> Expr:
     return relax.op.add(out, _gemm_bias(node, c, beta))
 
 
-def _gemm_weight(node: Node, weight: Expr, alpha: np.float32) -> Expr:
+def _gemm_weight(node: Node, weight: Expr, alpha: Array) -> Expr:
     if node.attrs.get("transB", 0):
         turned = edit_weight(weight, node.lookup, lambda w: np.ascontiguousarray(w.T), {0: 1, 1: 0})
         weight = relax.op.permute_dims(weight, [1, 0]) if turned is None else turned
@@ -95,7 +95,7 @@ def _gemm_weight(node: Node, weight: Expr, alpha: np.float32) -> Expr:
     return relax.op.multiply(weight, constant(alpha)) if value is None else constant(value * alpha)
 
 
-def _gemm_bias(node: Node, bias: Expr, beta: np.float32) -> Expr:
+def _gemm_bias(node: Node, bias: Expr, beta: Array) -> Expr:
     shape = shape_of(bias)
     if len(shape) == 2 and shape[0] == 1:
         edited = edit_weight(bias, node.lookup, lambda b: b.reshape(-1), {1: 0})

@@ -40,14 +40,13 @@ class Window:
         ceil = bool(node.attrs.get("ceil_mode", 0))
         out, extra = _extents(extent, spans, strides, before, after, ceil)
         after = [a + e for a, e in zip(after, extra, strict=True)]
-        lead = 2 - rank
-        return cls(
-            size=(*(1,) * lead, *kernel),
-            strides=(*(1,) * lead, *strides),
-            dilations=(*(1,) * lead, *dilations),
-            pads=(*(0,) * lead, *before, *(0,) * lead, *after),
-            out=(*(1,) * lead, *out),
-        )
+        pads = (*_pair(before, 0), *_pair(after, 0))
+        return cls(_pair(kernel), _pair(strides), _pair(dilations), pads, _pair(out))
+
+
+def _pair(values: Sequence[int], first: int = 1) -> Pair:
+    """Two values from one or two; ``first`` is that of the height a 1-D window is given."""
+    return (values[0], values[1]) if len(values) == 2 else (first, values[0])
 
 
 def _positive(node: Node, name: str, rank: int) -> list[int]:
@@ -150,7 +149,7 @@ def max_pool(node: Node) -> Expr:
 
 
 def average_pool(node: Node) -> Expr:
-    """AveragePool; explicit pads that count are padded first where a rounded-up size adds some that do not."""
+    """AveragePool; pads that count become a pad of their own where rounding up adds some that do not."""
     x, window = _pooled(node)
     image, pads, count = _as_image(x), window.pads, bool(node.attrs.get("count_include_pad", 0))
     declared = [int(p) for p in node.attrs.get("pads", (0,) * 4)]
