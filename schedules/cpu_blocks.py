@@ -9,7 +9,7 @@ from typing import Any
 import tvm_ffi
 from tvm import s_tir, sym
 from tvm.target import Target
-from tvm.target.codegen import target_has_features
+from tvm.target.codegen import llvm_get_system_triple, target_has_features
 
 SPATIAL, REDUCTION = 0, 2
 BRANCHES = frozenset({"tirx.if_then_else", "if_then_else"})
@@ -122,6 +122,12 @@ def _uses(expr: Any, var: Any) -> bool:
     found = []
     tvm_ffi.structural_walk(expr, lambda node: found.append(1) if var.same_as(node) else None)
     return bool(found)
+
+
+def architecture(target: Target) -> str:
+    """``x86_64``, ``aarch64``, ...: of the triple, or of this machine where the target has none."""
+    triple = str(target.attrs.get("mtriple", "")) or str(llvm_get_system_triple())
+    return triple.split("-")[0]
 
 
 def vector_bytes(target: Target) -> int:

@@ -18,7 +18,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels.arith import Expr, finish
 from tvm_qplugin.kernels.conv import bounded
 from tvm_qplugin.kernels.movement import pad
-from tvm_qplugin.schedules.cpu_blocks import blocks, cores, vector_bytes
+from tvm_qplugin.schedules.cpu_blocks import architecture, blocks, cores, vector_bytes
 from tvm_qplugin.schedules.cpu_loops import PARALLEL_WORK, schedule_spatial
 from tvm_qplugin.schedules.cpu_pack import Plan, packed, plan
 
@@ -33,18 +33,15 @@ def rule(call: KernelCall, target: Target) -> Implementation | None:
     if call.name not in NAMES or halo or any(i not in call.constants for i in needed):
         return None
     width = vector_bytes(target)
-    tile = plan(call, width // 4, 32 if width == 64 or "x86" not in _architecture(target) else 16)
+    tile = plan(call, width // 4, 32 if width == 64 or "x86" not in architecture(target) else 16)
     if tile is None:
         return None
     constants = packed(call, tile)
+    if constants is None:
+        return None
     func = _schedule(_define(call, tile, constants), call, tile, target)
     tags = {KERNEL: call.name, PARAMS: encode_params(call.params), "tirx.noalias": True}
     return Implementation(func.with_attrs({**tags, "tirx.is_scheduled": True}), (0, *constants))
-
-
-def _architecture(target: Target) -> str:
-    triple = str(target.attrs.get("mtriple", "")) or str(tvm.target.codegen.llvm_get_system_triple())
-    return triple.split("-")[0]
 
 
 def _define(call: KernelCall, tile: Plan, constants: Sequence[Array]) -> tirx.PrimFunc:

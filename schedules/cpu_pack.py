@@ -51,25 +51,29 @@ def _pixels(width: int, most: int) -> tuple[int, int]:
     return pixels, -(-width // pixels) * pixels
 
 
-def packed(call: KernelCall, tile: Plan) -> list[Array]:
+def packed(call: KernelCall, tile: Plan) -> list[Array] | None:
     """Constants of the kernel: weight ``[O/lanes, KH, KW, I, lanes]`` (no I if depthwise), bias, factor.
 
-    The zero point of the input is folded into the bias: the kernel multiplies raw codes.
+    The zero point of the input is folded into the bias: the kernel multiplies raw codes. None where
+    the folded bias does not fit int32.
     """
     constants: Mapping[int, Array] = call.constants
     weight, bias = constants[1], constants[2]
     if call.out.dtype != "float32":
         total = weight.astype("int64").reshape(weight.shape[0], -1).sum(1)
-        bias = (bias.astype("int64") - int(call.params["in_zp"]) * total).astype("int32")
+        folded = bias.astype("int64") - int(call.params["in_zp"]) * total
+        if np.abs(folded).max() >= 2**31:
+            return None
+        bias = folded.astype("int32")
     blocks = -(-weight.shape[0] // tile.lanes)
     rows = _rounded(weight, blocks * tile.lanes).reshape(blocks, tile.lanes, *weight.shape[1:])
     rows = np.moveaxis(rows[..., 0] if tile.depthwise else rows, 1, -1)
-    vectors = [_rounded(v, blocks * tile.lanes) for v in (bias, *_factors(call))]
+    vectors = [_rounded(v, blocks * tile.lanes) for v in (bias, *_factors(call, weight.shape[0]))]
     return [np.ascontiguousarray(rows), *vectors]
 
 
-def _factors(call: KernelCall) -> list[Array]:
-    return [call.constants[3]] if 3 in call.constants else []
+def _factors(call: KernelCall, channels: int) -> list[Array]:
+    return [np.broadcast_to(call.constants[3], (channels,))] if 3 in call.constants else []
 
 
 def _rounded(array: Array, size: int) -> Array:
