@@ -9,6 +9,7 @@ from tvm_qplugin.schedules.x86_isa import Isa
 
 L1_BYTES = 32 * 1024
 MIN_PARALLEL_INSTRUCTIONS = 12_000
+MOST_PIXELS = 16
 TILE_OVERHEAD = 40.0
 EPILOGUE = 4.0
 
@@ -98,8 +99,8 @@ def candidate_tiles(isa: Isa, shape: Shape, weight_bytes: int, limit: int = 24) 
 
 
 def _tiles(isa: Isa, shape: Shape, order: str) -> Iterator[Tile]:
-    for nt in range(1, min(shape.blocks, 8) + 1):
-        largest = next(m for m in range(isa.registers, 0, -1) if m == 1 or fits(isa, m, nt))
+    for nt in (n for n in range(1, min(shape.blocks, 8) + 1) if fits(isa, 1, n)):
+        largest = next(m for m in range(MOST_PIXELS, 0, -1) if fits(isa, m, nt))
         for mt, rows in _pixel_tiles(shape, largest):
             yield Tile(mt, nt, order, rows)
 

@@ -1,0 +1,111 @@
+"""Generated x86 dense layers against the oracle: integers exactly, floats to rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvm_qplugin.core.attrs import KernelCall, TensorSpec
+from tvm_qplugin.core.oracle import ORACLE
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
+from tvm_qplugin.schedules import x86_dense
+
+TARGETS: dict[str, tuple[dict[str, Any], str]] = {
+    "avx2": ({"mcpu": "haswell"}, "avx2"),
+    "avxvnni256": ({"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]}, "avx_vnni"),
+    "vnni512": ({"mcpu": "icelake-server"}, "avx512_vnni"),
+}
+
+
+def runnable() -> list[Any]:
+    """Instruction sets; those that this CPU lacks as skipped parameters."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(flag not in flags, reason=f"CPU has no {name}"))
+        for name, (_, flag) in TARGETS.items()
+    ]
+
+
+def target_of(name: str) -> tvm.target.Target:
+    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS[name][0]})
+
+
+def integer_call(
+    shape: tuple[int, ...], features: int, dtype: str, out_dtype: str, in_zp: int, out_zp: int, seed: int
+) -> tuple[KernelCall, Array, Array]:
+    r = np.random.default_rng(seed)
+    lo, hi = INTEGER_RANGE[dtype]
+    x = r.integers(lo, hi + 1, shape).astype(dtype)
+    weight = r.integers(-127, 128, (features, shape[-1])).astype("int8")
+    bias = r.integers(-5000, 5000, features).astype("int32")
+    factor = (r.uniform(0.5, 1.5, features) / np.sqrt(shape[-1]) / 120).astype("float32")
+    bounds = INTEGER_RANGE[out_dtype]
+    params = {"in_zp": in_zp, "out_zp": out_zp, "lo": bounds[0], "hi": bounds[1]}
+    return finish("qdense", params, x, [weight, bias, factor], out_dtype)
+
+
+def finish(
+    name: str, params: dict[str, Any], x: Array, constants: list[Array], dtype: str
+) -> tuple[KernelCall, Array, Array]:
+    expected = ORACLE[name](params, x, *constants, dtype)
+    specs = tuple(TensorSpec(a.shape, str(a.dtype)) for a in (x, *constants))
+    out = TensorSpec(expected.shape, dtype)
+    return KernelCall(name, params, specs, out, dict(enumerate(constants, 1))), x, expected
+
+
+def run(call: KernelCall, x: Array, isa: str) -> Array:
+    implementation = x86_dense.rule(call, target_of(isa))
+    assert implementation is not None
+    func = implementation.func.with_attr("global_symbol", "main")
+    library = tvm.tirx.build(tvm.IRModule({"main": func}), target=target_of(isa))
+    arrays = [x if isinstance(a, int) else a for a in implementation.args]
+    garbage = np.full(call.out.shape, 99, call.out.dtype)
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arrays, garbage)]
+    library["main"](*tensors)
+    return np.asarray(tensors[-1].numpy())
+
+
+@pytest.mark.parametrize("isa", runnable())
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_dense_layer_equals_the_oracle(isa: str, data: st.DataObject) -> None:
+    leading = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
+    shape = (*leading, data.draw(st.integers(1, 300)))
+    dtype = data.draw(st.sampled_from(["uint8", "int8"] if isa == "avx2" else ["uint8"]))
+    out_dtype = data.draw(st.sampled_from(["uint8", "int8"]))
+    zero = [data.draw(st.integers(*INTEGER_RANGE[d])) for d in (dtype, out_dtype)]
+    features, seed = data.draw(st.integers(1, 150)), data.draw(st.integers(0, 99))
+    call, x, expected = integer_call(shape, features, dtype, out_dtype, *zero, seed)
+    np.testing.assert_array_equal(run(call, x, isa), expected)
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("shape", [(1, 1024, 1024), (1, 1280, 1000), (1, 2048, 1001), (64, 256, 256)])
+def test_classifiers_of_known_networks(isa: str, shape: tuple[int, int, int]) -> None:
+    rows, depth, features = shape
+    call, x, expected = integer_call((rows, depth), features, "uint8", "uint8", 3, 128, 0)
+    np.testing.assert_array_equal(run(call, x, isa), expected)
+
+
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("bounds", [(None, None), (0.0, 6.0)])
+def test_float_dense(isa: str, bounds: tuple[float | None, float | None]) -> None:
+    r = np.random.default_rng(0)
+    x, weight, bias = (r.standard_normal(s).astype("float32") for s in ((2, 3, 100), (77, 100), (77,)))
+    call, x, expected = finish("fdense", {"lo": bounds[0], "hi": bounds[1]}, x, [weight, bias], "float32")
+    np.testing.assert_allclose(run(call, x, isa), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_left_to_others() -> None:
+    call, _, _ = integer_call((2, 64), 32, "int8", "int8", 0, 0, 0)
+    assert x86_dense.rule(call, target_of("vnni512")) is None
+    assert x86_dense.rule(call, tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})) is None
+    assert x86_dense.candidates(call, target_of("vnni512")) == []
+    assert len(x86_dense.candidates(call, target_of("avx2"))) > 4
