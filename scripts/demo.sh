@@ -3,4 +3,4 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup
-exec "$VENV/bin/python" -m tvm_qplugin demo "$@"
+exec tvm-qplugin demo "$@" </dev/null

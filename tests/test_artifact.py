@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -172,6 +174,22 @@ def test_threads_compute_the_same(toy, threads):
     assert os.sched_getaffinity(0) == cores
     assert os.environ.get("TVM_NUM_THREADS") == setting
     assert measure.on_threads(threads, tvm.runtime.num_threads) == threads
+
+
+def test_runs_from_many_threads(toy):
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: toy.run(X, K), range(40)):
+            _check(results)
+
+
+def test_threads_after_a_fork():
+    """A child process has none of its parent's threads and makes its own."""
+    assert measure.on_threads(1, lambda: 7) == 7
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(measure.on_threads(1, lambda: 7))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @TWO_CORES

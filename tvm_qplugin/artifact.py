@@ -27,7 +27,7 @@ from tvm_qplugin.measure import Measurement
 from tvm_qplugin.store import LIBRARY, read_manifest, verify, write
 
 LINK_OPTIONS = ["-O2", "-s", "-Wl,-O1,--gc-sections,--build-id=none,-z,noseparate-code"]
-SIMD = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avxvnni")
+SIMD = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
 Inputs = Sequence[Any] | Mapping[str, Any]
 
 

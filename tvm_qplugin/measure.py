@@ -115,6 +115,9 @@ def _caller(count: int) -> ThreadPoolExecutor:
     return caller
 
 
+os.register_at_fork(after_in_child=_caller.cache_clear)  # threads do not survive a fork
+
+
 def _prepare(count: int) -> None:
     """Create the calling thread's pool, then move the caller to cores that no worker is pinned to."""
     cores, others = _cores(), _threads()
