@@ -66,8 +66,8 @@ def check_canonical(module: IRModule) -> None:
     """Raise ModelError with everything about ``main`` that is not canonical.
 
     Canonical is: one dataflow block in A-normal form, unique names, static shapes, attributes
-    ``num_input`` and ``qplugin.io``; convolutions, pools, resizing in NHWC with OHWI weights; no batch norm; biases as
-    1-D constants; constants on the right; four explicit pads.
+    ``num_input`` and ``qplugin.io``; convolutions, pools, resizing in NHWC, weights OHWI; no batch
+    norm; constants on the right; four explicit pads.
     """
     problems = list(_problems(module["main"]))
     if problems:

@@ -87,11 +87,11 @@ def unary(lay: Layouts, var: Var, call: Expr) -> bool:
     x = call.args[0]
     if lay.transposed(x):
         return _before_transpose(lay, var, lambda y, _axes: with_args(call, [y, *call.args[1:]]))
-    for versions in (lay.nhwc_of, lay.flat_of):
-        if isinstance(x, relax.Var) and x in versions:
-            versions[var] = lay.emit(with_args(call, [versions[x], *call.args[1:]]), var.name)
-            return True
-    return False
+    if lay.is_nhwc(x):
+        lay.nhwc_of[var] = lay.emit(with_args(call, [lay.nhwc(x), *call.args[1:]]), var.name)
+    elif isinstance(x, relax.Var) and x in lay.flat_of:
+        lay.flat_of[var] = lay.emit(with_args(call, [lay.flat_of[x], *call.args[1:]]), var.name)
+    return var in lay.nhwc_of or var in lay.flat_of
 
 
 def quantization(lay: Layouts, var: Var, call: Expr) -> bool:
@@ -268,7 +268,7 @@ def permute_dims(lay: Layouts, var: Var, call: Expr) -> bool:
     x = call.args[0]
     rank = len(shape_of(x))
     axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else list(range(rank))[::-1]
-    if lay.is_nhwc(x):
+    if x in lay.nhwc_of:
         lay.native_of[var] = _permuted(lay, var, lay.nhwc(x), [moved(a) for a in axes])
         return True
     if rank == 4 and axes == [0, 3, 1, 2]:
@@ -331,6 +331,8 @@ UNARY = (
     "square negative abs floor ceil round erf sin cos astype sign logical_not"
 )
 BINARY = "add subtract multiply divide maximum minimum power greater less greater_equal less_equal equal"
+ELEMENTWISE = {"quantize", "dequantize", *UNARY.split(), *BINARY.split()}
+WINDOWED = {"nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "image.resize2d"}
 RULES: dict[str, Rule] = {
     "nn.conv2d": conv2d,
     "nn.max_pool2d": pool,

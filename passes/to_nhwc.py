@@ -12,8 +12,16 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.passes.nhwc_rules import RULES
-from tvm_qplugin.passes.rebuild import Rebuilder, edit_weight, op_name, outputs_of, rebuild_main, shape_of
+from tvm_qplugin.passes.nhwc_rules import ELEMENTWISE, RULES, WINDOWED
+from tvm_qplugin.passes.rebuild import (
+    Rebuilder,
+    edit_weight,
+    op_name,
+    outputs_of,
+    rebuild_main,
+    shape_of,
+    straight_bindings,
+)
 
 Expr = Any
 Var = Any
@@ -55,11 +63,12 @@ class Layouts(Rebuilder):
                 self.nhwc_of[param] = _nhwc_param(param)
             else:
                 self.native_of[param] = param
+        self.images = _image_inputs(func)
         self.params = [self.nhwc_of.get(p) or self.native_of[p] for p in func.params]
 
     def run(self) -> relax.Function:
         """Rewrite every binding; outputs keep their own layout."""
-        for var, value in _bindings(self.func):
+        for var, value in straight_bindings(self.func):
             self.bound[var] = value
             rule = RULES.get(op_name(value)) or RULES.get(type(value).__name__)
             if rule is None or not rule(self, var, value):
@@ -71,8 +80,8 @@ class Layouts(Rebuilder):
         return self.native(var)
 
     def is_nhwc(self, expr: Expr) -> bool:
-        """Whether an NHWC version exists already."""
-        return isinstance(expr, relax.Var) and expr in self.nhwc_of
+        """Whether an NHWC version exists, or an input is best transposed at once."""
+        return isinstance(expr, relax.Var) and (expr in self.nhwc_of or expr in self.images)
 
     def transposed(self, expr: Expr) -> bool:
         """Whether the native version of a tensor is the only one, and a transposition."""
@@ -146,7 +155,14 @@ def _nhwc_param(param: Var) -> Var:
     return relax.Var(param.name, relax.TensorType([shape[i] for i in TO_NHWC], param.ty.dtype))
 
 
-def _bindings(func: relax.Function) -> Any:
-    for block in func.body.blocks:
-        for binding in block.bindings:
-            yield binding.var, binding.value
+def _image_inputs(func: relax.Function) -> set[Var]:
+    """4-D parameters that reach a convolution, pool or resize through elementwise operators only."""
+    origin = {param: param for param in func.params if len(shape_of(param)) == 4}
+    found = set()
+    for var, value in straight_bindings(func):
+        source = origin.get(value.args[0]) if op_name(value) and len(value.args) else None
+        if source is not None and op_name(value) in WINDOWED:
+            found.add(source)
+        elif source is not None and op_name(value) in ELEMENTWISE:
+            origin[var] = source
+    return found
