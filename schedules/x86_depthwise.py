@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
-from tvm_qplugin.schedules.x86_depthwise_emit import FloatClamp, Kernel, implement
+from tvm_qplugin.schedules.x86_depthwise_emit import implement
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Config,
     Window,
@@ -25,13 +25,13 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
     weight_plan,
     window,
 )
+from tvm_qplugin.schedules.x86_depthwise_tile import FloatClamp, Kernel
 from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, Isa, select_isa, supports
 from tvm_qplugin.schedules.x86_pack import fold_zero_point, requantization
 
 MAX_TAPS = 225
 STAGED_BYTES = 192 * 1024
 MAX_PHASES = 36
-MAX_OVERLAP = 1.4
 NARROWER = {"vnni512": AVXVNNI256, "f32_512": F32_256}
 
 
@@ -49,10 +49,8 @@ def candidates(call: KernelCall, target: tvm.target.Target) -> list[Config]:
     w, cores = window(call), _cores(target)
     found: dict[Config, None] = {}
     for mode in _modes(w, isa):
-        most = _shared_rows(w, isa)
-        for rows in dict.fromkeys((most, 1)):
-            for columns in _columns(isa):
-                found[_config(w, isa, cores, mode, rows, columns)] = None
+        for rows, columns in _tiles(w, isa):
+            found[_config(w, isa, cores, mode, rows, columns)] = None
     return list(found)
 
 
@@ -113,7 +111,7 @@ def _modes(w: Window, isa: Isa) -> list[str]:
     modes = ["flat"] if flat else []
     if channels >= vector:
         overlap = -(-channels // vector) * vector / channels
-        first = overlap <= MAX_OVERLAP or (w.bordered and w.strides[1] > 1)
+        first = overlap <= 1.15 or (w.bordered and (overlap <= 1.4 or w.strides[1] > 1))
         modes.insert(0 if first else len(modes), "block")
     return modes
 
@@ -130,8 +128,15 @@ def _shared_rows(w: Window, isa: Isa) -> int:
     return max(1, min(1 + spare // w.strides[0], w.size[0], 4 if groups == 1 else 2))
 
 
-def _columns(isa: Isa) -> list[int]:
-    return [2, 1, 4] if isa.registers == 32 else [1, 2]
+def _tiles(w: Window, isa: Isa) -> list[tuple[int, int]]:
+    """Tiles (rows, columns), the best first: wide kernels need their registers for weights."""
+    most, roomy = _shared_rows(w, isa), isa.registers == 32
+    columns = 2 if roomy else 1
+    first = (most, columns)
+    if w.kernel[1] > 3 and isa.accumulator != "float32":
+        first = (1, columns if w.strides[1] == 1 else 1)
+    others = [(rows, n) for rows in (most, 1) for n in ((2, 1, 4) if roomy else (1, 2))]
+    return list(dict.fromkeys([first, *others]))
 
 
 def _config(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
