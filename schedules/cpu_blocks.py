@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from tvm.target import Target
 from tvm.target.codegen import llvm_get_system_triple, target_has_features
 
 SPATIAL, REDUCTION = 0, 2
+COMPARISONS = ("LE", "LT")
 BRANCHES = frozenset({"tirx.if_then_else", "if_then_else"})
 CHEAP = frozenset({"tirx.shift_right", "tirx.shift_left", "tirx.bitwise_and", "tirx.likely"})
 
@@ -26,7 +27,11 @@ class Load:
 
 @dataclass(frozen=True)
 class Block:
-    """A block and what is known about it; extents, strides and ``kinds`` go by axis of the block."""
+    """A block and what is known about it; extents, strides and ``kinds`` go by axis of the block.
+
+    ``branches``: it chooses between values; ``cuts``: where along an axis such a choice changes;
+    ``heavy``: an element costs more than a few integer operations.
+    """
 
     rv: Any
     name: str
@@ -36,7 +41,7 @@ class Block:
     store: Load
     branches: bool
     heavy: bool
-    dtype: str
+    cuts: Mapping[int, tuple[int, ...]]
 
     @property
     def work(self) -> int:
@@ -75,9 +80,12 @@ def describe(sch: s_tir.Schedule, rv: Any) -> Block:
     axes = [it.var for it in block.iter_vars]
     loads: list[Load] = []
     calls: set[str] = set()
+    cuts: dict[int, set[int]] = {}
 
     def visit(node: Any) -> None:
         kind = type(node).__name__
+        if kind in COMPARISONS:
+            _note_cut(node, axes, cuts)
         if kind == "TensorLoad" and not node.source.same_as(block.body.buffer):
             loads.append(_access(node.source, node.indices, axes))
         elif kind == "Call":
@@ -95,8 +103,18 @@ def describe(sch: s_tir.Schedule, rv: Any) -> Block:
         store=_access(block.body.buffer, block.body.indices, axes),
         branches=bool(calls & BRANCHES) or "Select" in calls,
         heavy=bool(calls - BRANCHES - CHEAP - {"Select"}),
-        dtype=str(block.body.buffer.dtype),
+        cuts={axis: tuple(sorted(at)) for axis, at in cuts.items()},
     )
+
+
+def _note_cut(node: Any, axes: Sequence[Any], cuts: dict[int, set[int]]) -> None:
+    """Record ``constant <= axis`` and ``axis < constant``."""
+    flipped = type(node).__name__ == "LE"
+    constant, var = (node.a, node.b) if flipped else (node.b, node.a)
+    at = getattr(constant, "value", None)
+    axis = next((i for i, v in enumerate(axes) if v.same_as(var)), None)
+    if axis is not None and isinstance(at, int):
+        cuts.setdefault(axis, set()).add(at)
 
 
 def _access(buffer: Any, indices: Sequence[Any], axes: Sequence[Any]) -> Load:

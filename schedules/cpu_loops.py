@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from tvm import s_tir
@@ -9,20 +11,52 @@ from tvm import s_tir
 from tvm_qplugin.schedules.cpu_blocks import Block
 
 PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
+BORDER_WORK = 1 << 12
 UNROLL = 8
 
 
 def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
     """Fuse what is contiguous, so that LLVM finds one long loop to vectorise; parallel outside."""
+    if any(axis < len(block.extents) - 1 for axis in block.cuts) and block.work >= BORDER_WORK:
+        _schedule_bordered(sch, block, threads)
+        return
     loops = sch.get_loops(block.rv)
     outer = _outer_count(block, len(loops), threads)
-    inner = max(outer, _contiguous_from(block))
-    if inner < len(loops) - 1:
-        sch.fuse(*loops[inner:])
-    elif block.extents[-1] <= UNROLL and _transposes(block):
-        sch.unroll(loops[-1])
+    _shape_inner(sch, block, max(outer, _contiguous_from(block)))
     if outer:
         _parallel(sch, loops[:outer])
+
+
+def _schedule_bordered(sch: s_tir.Schedule, block: Block, threads: int) -> None:
+    """Give the border loops of its own, so that the interior has no branches."""
+    inside, extents, outermost = block.rv, list(block.extents), None
+    for axis in sorted(block.cuts)[: len(extents) - 1]:
+        if axis == len(extents) - 1:
+            continue
+        stops = [0, *(at for at in block.cuts[axis] if 0 < at < extents[axis]), extents[axis]]
+        sizes = [stop - start for start, stop in pairwise(stops)]
+        if len(sizes) > 1:
+            loop = sch.get_loops(inside)[axis - len(extents)]
+            parts = sch.loop_partition(loop, [*sizes[:-1], None])
+            largest = sizes.index(max(sizes))
+            extents[axis], inside = sizes[largest], sch.get_child_blocks(parts[largest])[0]
+            outermost = outermost or parts[largest]
+    whole = replace(
+        block, rv=inside, extents=tuple(extents), branches=len(extents) - 1 in block.cuts, cuts={}
+    )
+    _shape_inner(sch, whole, max(_contiguous_from(whole), 1 + max(block.cuts)))
+    if outermost is not None and threads > 1 and whole.work >= PARALLEL_WORK:
+        sch.parallel(outermost)
+
+
+def _shape_inner(sch: s_tir.Schedule, block: Block, first: int) -> None:
+    """Fuse the axes from ``first`` on, or unroll a short last axis along which a load jumps."""
+    loops = sch.get_loops(block.rv)
+    tail = loops[first - len(block.extents) :] if first < len(block.extents) else []
+    if len(tail) > 1:
+        sch.fuse(*tail)
+    elif block.extents[-1] <= UNROLL and _transposes(block):
+        sch.unroll(loops[-1])
 
 
 def _outer_count(block: Block, rank: int, threads: int) -> int:
