@@ -48,9 +48,14 @@ def _import_onnx(
         raise ModelError(f"a {type(source).__name__} is not a model; expected a path, ModelProto or IRModule")
     onnx_file.check_model(model, onnx_import.supported_operators())
     fixed = onnx_file.fix_inputs(model, batch, shapes)
-    onnx_file.infer_shapes(model)
+    onnx_file.check_valid(model)
     weights = onnx_file.weights_of(model.graph)
-    return _with_io(onnx_import.import_graph(model, weights, fixed, onnx_file.opset(model)), model, fixed)
+    contradiction = onnx_file.shape_error(model)
+    # The importer names the node at fault, shape inference often a later one: it has the last word.
+    module = onnx_import.import_graph(model, weights, fixed, onnx_file.opset(model))
+    if contradiction is not None:
+        raise contradiction
+    return _with_io(module, model, fixed)
 
 
 def _with_io(module: IRModule, model: onnx.ModelProto, fixed: Mapping[str, Any]) -> IRModule:

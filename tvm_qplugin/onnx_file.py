@@ -42,19 +42,29 @@ def read_model(source: str | os.PathLike[str]) -> onnx.ModelProto:
 
 
 def check_model(model: onnx.ModelProto, supported: Collection[str]) -> None:
-    """Refuse a model that is incomplete, malformed, or uses operators outside ``supported``."""
+    """Refuse a model that is incomplete or uses operators outside ``supported``."""
     if not (model.graph.node and model.graph.output):
         raise ModelError("the ONNX model has no nodes or no outputs: is it an ONNX file, and complete?")
-    if opset(model) < 7:
-        raise ModelError(f"the model uses opset {opset(model)}; export it with opset 9 or later")
+    newest = onnx.defs.onnx_opset_version()
+    if not 7 <= opset(model) <= newest:
+        raise ModelError(f"the model uses opset {opset(model)}; export it with one from 9 to {newest}")
     _check_operators(model.graph, supported)
     _check_names(model.graph)
+
+
+def check_valid(model: onnx.ModelProto) -> None:
+    """Run ONNX's own checker; the declared shapes of outputs do not matter."""
     if model.ByteSize() > PROTO_LIMIT:
         return
     try:
+        for output in model.graph.output:
+            output.type.tensor_type.shape.SetInParent()
         onnx.checker.check_model(model)
     except Exception as error:
         raise ModelError(f"the ONNX model is not valid: {_line(error)}") from None
+    finally:
+        for output in model.graph.output:
+            output.type.tensor_type.ClearField("shape")
 
 
 def opset(model: onnx.ModelProto) -> int:
@@ -87,8 +97,9 @@ def _check_operators(graph: onnx.GraphProto, supported: Collection[str]) -> None
 
 def _check_names(graph: onnx.GraphProto) -> None:
     made = Counter(name for node in graph.node for name in node.output if name)
-    made.update(tensor.name for tensor in graph.initializer)
-    made.update(entry.name for entry in graph.input if entry.name not in made)
+    weights = [tensor.name for tensor in graph.initializer]
+    made.update(weights)
+    made.update(entry.name for entry in graph.input if entry.name not in weights)
     twice = sorted(name for name, count in made.items() if count > 1)
     if twice:
         raise ModelError(f"tensors that are defined twice: {', '.join(twice)}")
@@ -120,8 +131,6 @@ def fix_inputs(
         raise ModelError("the model has no inputs: there is nothing to feed it with")
     fixed = {entry.name: _fix(entry, batch, shapes.get(entry.name)) for entry in inputs}
     del model.graph.value_info[:]
-    for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")
     return fixed
 
 
@@ -138,7 +147,7 @@ def _fix(entry: onnx.ValueInfoProto, batch: int | None, given: Sequence[int] | N
         dims = [int(g) for g in given]
     elif dims and (dims[0] <= 0 or batch is not None):
         dims[0] = _batch_of(entry.name, dims[0], batch)
-    if not dims or any(d <= 0 for d in dims):
+    if not (dims or tensor.HasField("shape")) or any(d <= 0 for d in dims):
         raise ModelError(
             f"input {entry.name} has shape {dims} (0: unknown): give its shape in `shapes`, e.g. "
             f"shapes={{{entry.name!r}: (1, 3, 224, 224)}}"
@@ -170,14 +179,15 @@ def _check_type(entry: onnx.ValueInfoProto, rank: int) -> None:
         )
 
 
-def infer_shapes(model: onnx.ModelProto) -> None:
-    """Run ONNX's strict shape inference as a check; ModelError names the node."""
+def shape_error(model: onnx.ModelProto) -> ModelError | None:
+    """What ONNX's strict shape inference objects to, if anything."""
     if model.ByteSize() > PROTO_LIMIT:
-        return
+        return None
     try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
-        raise ModelError(f"shapes or types in the model contradict each other: {_line(error)}") from None
+        return ModelError(f"shapes or types in the model contradict each other: {_line(error)}")
+    return None
 
 
 def weights_of(graph: onnx.GraphProto) -> dict[str, Array]:

@@ -64,17 +64,29 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
         with self.bb.function("main", params=params):
             with self.bb.dataflow():
-                for node in graph.node:
-                    self._add(node)
-                results = [self._expr(out.name) for out in graph.output]
-                for out, result in zip(graph.output, results, strict=True):
-                    if not isinstance(result, relax.Var):
-                        raise ModelError(f"output {out.name} does not depend on any input: it is a constant")
+                results, failure = self._try_body(graph, params)
                 output = self.bb.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
             self.bb.emit_func_output(output)
+        if failure is not None:
+            raise failure
         module = self.bb.get()
         module["main"] = module["main"].with_attr("num_input", len(params))
         return module
+
+    def _try_body(
+        self, graph: onnx.GraphProto, params: Sequence[Expr]
+    ) -> tuple[Sequence[Expr], ModelError | None]:
+        """The outputs; after an error any variable, so that the function can be closed."""
+        try:
+            for node in graph.node:
+                self._add(node)
+            results = [self._expr(out.name) for out in graph.output]
+            for out, result in zip(graph.output, results, strict=True):
+                if not isinstance(result, relax.Var):
+                    raise ModelError(f"output {out.name} does not depend on any input: it is a constant")
+        except ModelError as error:
+            return params[:1], error
+        return results, None
 
     def _parameter(self, entry: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int]]) -> Expr:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type).name

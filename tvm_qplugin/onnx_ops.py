@@ -110,10 +110,16 @@ def batch_norm(node: Node) -> Expr:
     """Batch normalisation with fixed statistics; FoldBatchNorm removes it."""
     if node.attrs.get("training_mode", 0) or node.outputs != 1:
         raise ValueError("it is in training mode; export the model for inference")
-    x, *stats = node.inputs[:5]
+    x: Expr = node.inputs[0]
+    stats: list[Expr] = list(node.inputs[1:5])
     if any(value_of(s) is None for s in stats):
         raise ValueError("its scale, bias, mean and variance must be constants")
     eps = float(node.attrs.get("epsilon", 1e-5))
+    sizes = {shape_of(s) for s in stats}
+    if sizes != {shape_of(x)[1:2]} or not bool(np.all(stats[3].value.numpy() + eps > 0)):
+        raise ValueError(
+            f"statistics of shapes {sorted(sizes)} do not fit {shape_of(x)}, or a variance is < 0"
+        )
     return relax.TupleGetItem(relax.op.nn.batch_norm(x, *stats, axis=1, epsilon=eps, training=False), 0)
 
 
