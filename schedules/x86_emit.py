@@ -248,6 +248,8 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
             for row in acc:
                 store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
         _reduce(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
+        if k.geometry.folds:
+            _reduce_folded(k, spot, acc)
         epilogue.finish(k, spot, acc)
 
 
@@ -277,6 +279,15 @@ def _reduce(
         _multiply(k, spot, acc, at, step * per_span + g.full_steps)
 
 
+def _reduce_folded(k: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+    """The last steps of a geometry that folds: one element of each tap, gathered in scalar registers."""
+    g = k.geometry
+    taps = range(g.outer)
+    for n in range(0, g.outer, g.depth):
+        offsets = [tap * g.taps[0].source + g.span - 1 for tap in taps[n : n + g.depth]]
+        _multiply(k, spot, acc, offsets, g.outer * g.full_steps + n // g.depth)
+
+
 def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
     if unroll or extent <= 1:
         for i in range(extent):
@@ -286,24 +297,35 @@ def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
         body(i)
 
 
-def _multiply(k: Kernel, spot: Spot, acc: list[list[Buffer]], offset: Index, step: Index) -> None:
-    """One step of the reduction for a whole tile."""
+def _multiply(k: Kernel, spot: Spot, acc: list[list[Buffer]], offset: Index | list[int], step: Index) -> None:
+    """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
     isa, width = k.isa, k.isa.lanes * k.isa.depth
     base = (spot.block * k.geometry.steps + step) * width
     for (place, _), row in zip(spot.pixels, acc, strict=True):
-        activation = _broadcast(k, spot.source + offset + place)
+        activation = _broadcast(k, spot.source + place, offset)
         for j, cell in enumerate(row):
             weights = k.weights(base + j * (k.geometry.steps * width))
             store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
 
 
-def _broadcast(k: Kernel, at: Index) -> Expr:
-    """``depth`` consecutive activations in every lane."""
+def _broadcast(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
+    """``depth`` activations in every lane."""
     isa = k.isa
     if isa.depth == 1:
-        return splat(load(k.source, at, 1), isa.lanes)
-    word = T.reinterpret("int32", load(k.source, at, isa.depth))
+        return splat(load(k.source, at + offset, 1), isa.lanes)
+    word = _word(k, at, offset)
     return T.reinterpret(f"{k.source_dtype}x{isa.lanes * isa.depth}", splat(word, isa.lanes))
+
+
+def _word(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
+    """The activations from ``at + offset`` on as one int32, or one byte from each of several offsets."""
+    if not isinstance(offset, list):
+        return T.reinterpret("int32", load(k.source, at + offset, k.isa.depth))
+    word = T.Cast("int32", load(k.source, at + offset[0], 1))
+    for n, place in enumerate(offset[1:], 1):
+        byte = T.Cast("int32", load(k.source, at + place, 1))
+        word = T.bitwise_or(word, T.shift_left(byte, T.int32(8 * n)))
+    return word
 
 
 def _accumulate(isa: Isa, acc: Expr, activation: Expr, weights: Expr) -> Expr:

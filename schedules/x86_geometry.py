@@ -48,7 +48,8 @@ class Geometry:
 
     ``pixels`` has the axes of the output outermost first, merged where both buffers allow it. The
     reduction is ``taps`` (outer loops) around ``span`` contiguous elements, taken ``depth`` at a time;
-    when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again.
+    when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again, or
+    (``folds``) the single elements left over from up to ``depth`` taps are gathered into one step.
     """
 
     pixels: tuple[Axis, ...]
@@ -70,14 +71,25 @@ class Geometry:
         return self.span // self.depth
 
     @property
+    def folds(self) -> bool:
+        """Whether each tap leaves one element over (three channels), worth gathering across the taps."""
+        return self.depth == 4 and self.span % 4 == 1 and self.span > 4 and len(self.taps) == 1
+
+    @property
     def has_tail(self) -> bool:
-        """Whether a last, overlapping step is needed."""
-        return self.span % self.depth != 0
+        """Whether every tap ends with an overlapping step."""
+        return self.span % self.depth != 0 and not self.folds
+
+    @property
+    def outer(self) -> int:
+        """Iterations of all taps."""
+        return math.prod(tap.extent for tap in self.taps)
 
     @property
     def steps(self) -> int:
         """Steps of the whole reduction."""
-        return math.prod(tap.extent for tap in self.taps) * (self.full_steps + self.has_tail)
+        gathered = -(-self.outer // self.depth) if self.folds else 0
+        return self.outer * (self.full_steps + self.has_tail) + gathered
 
     @property
     def blocks(self) -> int:
@@ -88,7 +100,7 @@ class Geometry:
     def shape(self) -> Shape:
         """The part that the choice of a tile depends on."""
         rows = self.pixels[-2].extent if len(self.pixels) > 1 else 1
-        return Shape(rows, self.pixels[-1].extent, self.blocks, self.steps)
+        return Shape(rows, self.pixels[-1].extent, self.blocks, self.steps, self.folds)
 
     @property
     def instructions(self) -> int:

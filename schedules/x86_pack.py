@@ -33,18 +33,32 @@ def pack_weights(weights: Array, geometry: Geometry) -> Array:
     The overlapping last step of a span holds only the elements that no other step has.
     """
     g = geometry
-    outer = g.steps // (g.full_steps + g.has_tail)
-    flat = weights.reshape(g.groups, g.channels, outer, g.span)
+    flat = weights.reshape(g.groups, g.channels, g.outer, g.span)
+    if g.folds:
+        return _to_lanes(_folded(flat, g), g)
     whole = g.full_steps * g.depth
     packed = np.zeros(
-        (g.groups, g.blocks * g.lanes, outer, g.full_steps + g.has_tail, g.depth), weights.dtype
+        (g.groups, g.blocks * g.lanes, g.outer, g.full_steps + g.has_tail, g.depth), weights.dtype
     )
     packed[:, : g.channels, :, : g.full_steps] = flat[..., :whole].reshape(*flat.shape[:3], -1, g.depth)
     if g.has_tail:
         rest = g.span - whole
         start = g.depth - rest if g.span >= g.depth else 0
         packed[:, : g.channels, :, -1, start : start + rest] = flat[..., whole:]
+    return _to_lanes(packed, g)
+
+
+def _to_lanes(packed: Array, g: Geometry) -> Array:
     return packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth).transpose(0, 2, 1, 3)
+
+
+def _folded(flat: Array, g: Geometry) -> Array:
+    """All full steps, then the left-over elements of all taps."""
+    whole = g.full_steps * g.depth
+    packed = np.zeros((g.groups, g.blocks * g.lanes, g.steps * g.depth), flat.dtype)
+    packed[:, : g.channels, : g.outer * whole] = flat[..., :whole].reshape(*flat.shape[:2], -1)
+    packed[:, : g.channels, g.outer * whole :][..., : g.outer] = flat[..., whole]
+    return packed
 
 
 def pack_channels(values: Array, geometry: Geometry) -> Array:

@@ -10,8 +10,9 @@ from tvm_qplugin.schedules.x86_isa import Isa
 L1_BYTES = 32 * 1024
 MIN_PARALLEL_INSTRUCTIONS = 12_000
 MOST_PIXELS = 16
-TILE_OVERHEAD = 40.0
+TILE_OVERHEAD = 4.0
 EPILOGUE = 4.0
+KIND_PENALTY = 0.005  # every kind of tile is emitted once more: a little slower is better than much larger
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Shape:
-    """What the choice of a tile depends on: pixels as (rows, columns), blocks a group, steps of K."""
+    """What the choice of a tile depends on: pixels as (rows, columns), blocks a group, steps of K.
+
+    ``crowded``: the loop body is long enough for LLVM to want a third of the registers for itself.
+    """
 
     rows: int
     columns: int
     blocks: int
     steps: int
+    crowded: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,26 +66,30 @@ def balanced(extent: int, largest: int) -> list[Part]:
     return [part for part in parts if part.count]
 
 
-def fits(isa: Isa, mt: int, nt: int) -> bool:
+def fits(isa: Isa, mt: int, nt: int, crowded: bool = False) -> bool:
     """Whether accumulators, weights and temporaries of a tile stay in registers."""
-    return mt * nt + nt + isa.scratch <= isa.registers
+    return mt * nt + nt + isa.scratch + crowded * isa.registers // 3 <= isa.registers
 
 
 def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
-    """Cycles of the whole kernel by a model of one multiply unit and two load ports."""
-    total = 0.0
+    """Multiply slots of the whole kernel, by a model of one multiply unit and its load ports.
+
+    The epilogue of a small tile overlaps better with the next tile's multiplications.
+    """
+    total, kinds = 0.0, 0
     for rows in balanced(shape.rows, tile.rows):
         for columns in balanced(shape.columns, max(1, tile.mt // tile.rows)):
             for blocks in balanced(shape.blocks, tile.nt):
                 count = rows.count * columns.count * blocks.count
+                kinds += 1
                 total += count * _tile_cycles(isa, shape.steps, rows.size * columns.size, blocks.size)
-    return total
+    return total * (1 + KIND_PENALTY * kinds)
 
 
 def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
     work = mt * nt
     step = max(float(work), 0.6 * mt + 1.1 * nt, 5.0) + 0.05 * (mt + nt)
-    return steps * step + EPILOGUE * work + TILE_OVERHEAD
+    return steps * step + EPILOGUE * work * (1 + 0.01 * work) + TILE_OVERHEAD
 
 
 def default_tile(isa: Isa, shape: Shape, weight_bytes: int) -> Tile:
@@ -99,8 +108,8 @@ def candidate_tiles(isa: Isa, shape: Shape, weight_bytes: int, limit: int = 24) 
 
 
 def _tiles(isa: Isa, shape: Shape, order: str) -> Iterator[Tile]:
-    for nt in (n for n in range(1, min(shape.blocks, 8) + 1) if fits(isa, 1, n)):
-        largest = next(m for m in range(MOST_PIXELS, 0, -1) if fits(isa, m, nt))
+    for nt in (n for n in range(1, min(shape.blocks, 8) + 1) if fits(isa, 1, n, shape.crowded)):
+        largest = next(m for m in range(MOST_PIXELS, 0, -1) if fits(isa, m, nt, shape.crowded))
         for mt, rows in _pixel_tiles(shape, largest):
             yield Tile(mt, nt, order, rows)
 
