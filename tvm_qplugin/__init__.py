@@ -1,1 +1,52 @@
-"""Quantization, pruning and clustering for Apache TVM as Relax passes."""
+"""Quantization, pruning and clustering for Apache TVM as Relax passes.
+
+>>> import tvm_qplugin
+>>> sorted(tvm_qplugin.__all__)[:3]
+['Artifact', 'CalibrationTable', 'Recipe']
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tvm_qplugin.api import quantize
+    from tvm_qplugin.artifact import Artifact
+    from tvm_qplugin.build import build
+    from tvm_qplugin.calibrate import calibrate
+    from tvm_qplugin.core.calibration import CalibrationTable
+    from tvm_qplugin.core.recipe import Recipe, Rule
+    from tvm_qplugin.frontend import load
+    from tvm_qplugin.simulate import simulate
+
+_PUBLIC = {
+    "Artifact": "artifact",
+    "CalibrationTable": "core.calibration",
+    "Recipe": "core.recipe",
+    "Rule": "core.recipe",
+    "build": "build",
+    "calibrate": "calibrate",
+    "load": "frontend",
+    "quantize": "api",
+    "simulate": "simulate",
+}
+
+__all__ = [
+    "Artifact",
+    "CalibrationTable",
+    "Recipe",
+    "Rule",
+    "build",
+    "calibrate",
+    "load",
+    "quantize",
+    "simulate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: ``import tvm_qplugin`` itself loads nothing."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tvm_qplugin' has no attribute {name!r}")
+    return getattr(import_module(f"tvm_qplugin.{_PUBLIC[name]}"), name)

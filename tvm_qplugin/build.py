@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
 from tvm_qplugin.targets import find_profile, tvm_target
 
+# The virtual machine calls kernels with the shapes they were compiled for; Artifact.run checks the user's.
+_CONFIG = {"tirx.disable_assert": True}
+SOURCE = "qplugin.source"
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 
@@ -46,7 +50,7 @@ def compile_module(
     """
     profile = find_profile(target)
     device = tvm_target(profile)
-    with device, tvm.transform.PassContext(opt_level=2, instruments=instruments(dump)):
+    with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
         lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
@@ -64,44 +68,35 @@ def build(
     module: IRModule,
     *,
     target: str | TargetProfile = "host",
-    recipe: Mapping[str, Any] | None = None,
-    name: str = "model",
-    float_bytes: int | None = None,
-    dump: Path | None = None,
+    dump: str | os.PathLike[str] | None = None,
 ) -> Artifact:
-    """Compile a QDQ (or float) module for a target and link it.
+    """Compile a QDQ (or canonical float) module for a target and link it.
 
-    ``recipe``, ``name`` and ``float_bytes`` (size of the float model) are only noted in the manifest.
-    Raises TargetError for an unknown target or a missing toolchain.
+    ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
+    a missing toolchain.
     """
     profile = find_profile(target)
-    executable, lowered = compile_module(module, profile, dump=dump)
-    manifest = describe(module, lowered, profile, name, recipe or {}, float_bytes)
-    return Artifact.create(executable, manifest, compiler=profile.compiler)
+    executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
+    return Artifact.create(executable, describe(module, lowered, profile), compiler=profile.compiler)
 
 
-def describe(
-    module: IRModule,
-    lowered: IRModule,
-    profile: TargetProfile,
-    name: str,
-    recipe: Mapping[str, Any],
-    float_bytes: int | None = None,
-) -> Manifest:
+def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Manifest:
     """The manifest of a module, before its files are known."""
     operators = operators_of(lowered)
     inputs, outputs = io_of(module)
+    source = json.loads(str((ir.main_function(module).attrs or {}).get(SOURCE, "{}")))
     sizes = {"weights": sum(op.weight_bytes for op in operators)}
-    device = tvm_target(profile)
+    if "float_bytes" in source:
+        sizes["float_model"] = source["float_bytes"]
     return Manifest(
-        model=name,
+        model=source.get("model", "model"),
         inputs=inputs,
         outputs=outputs,
-        target={"profile": profile.name, "tvm": _plain(device)},
-        recipe=dict(recipe),
+        target={"profile": profile.name, "tvm": _plain(tvm_target(profile))},
+        recipe=source.get("recipe", {}),
         tensors=tensors_of(module),
         operators=operators,
-        sizes=sizes if float_bytes is None else {**sizes, "float_model": float_bytes},
+        sizes=sizes,
     )
 
 
