@@ -6,6 +6,7 @@ which LLVM maps to what the target has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,16 @@ from tvm_qplugin.schedules.cpu_loops import PARALLEL_WORK, schedule_spatial
 from tvm_qplugin.schedules.cpu_pack import Plan, packed, plan
 
 NAMES = ("qconv2d", "fconv2d", "qdense", "fdense")
+_LOG = logging.getLogger(__name__)
 DENSE = ("qdense", "fdense")
 
 
 def rule(call: KernelCall, target: Target) -> Implementation | None:
-    """A scheduled kernel and its packed constants; None if the weights are not constant, or grouped."""
+    """A scheduled kernel and its packed constants.
+
+    None if an array beside the input is not constant, for grouped convolutions (depthwise ones are taken) and for
+    tensors with halos: those go to ``schedule_cpu``.
+    """
     needed = (1, 2, 3) if call.name in ("qconv2d", "qdense") else (1, 2)
     halo = call.params.get("in_halo") or call.params.get("out_halo")
     if call.name not in NAMES or halo or any(i not in call.constants for i in needed):
@@ -39,7 +45,11 @@ def rule(call: KernelCall, target: Target) -> Implementation | None:
     constants = packed(call, tile)
     if constants is None:
         return None
-    func = _schedule(_define(call, tile, constants), call, tile, target)
+    try:
+        func = _schedule(_define(call, tile, constants), call, tile, target)
+    except s_tir.ScheduleError as error:
+        _LOG.warning("%s %s: generic schedule instead, %s", call.name, call.args[0].shape, error)
+        return None
     tags = {KERNEL: call.name, PARAMS: encode_params(call.params), "tirx.noalias": True}
     return Implementation(func.with_attrs({**tags, "tirx.is_scheduled": True}), (0, *constants))
 
@@ -105,42 +115,37 @@ def _padded(call: KernelCall, tile: Plan, x: te.Tensor, blocks_out: int) -> te.T
 
 def _schedule(func: tirx.PrimFunc, call: KernelCall, tile: Plan, target: Target) -> tirx.PrimFunc:
     sch = s_tir.Schedule(tvm.IRModule({"main": func}), error_render_level="none")
-    acc, out = sch.get_sblock("acc"), sch.get_sblock("out")
-    for block in blocks(sch):
-        if block.name == "pad":
-            schedule_spatial(sch, block, cores(target))
-    block = next(b for b in blocks(sch) if b.name == "acc")
-    loops = sch.get_loops(acc)
-    *outer, group, lane = [loops[i] for i in block.spatial]
-    reduction = [loops[i] for i in block.reduction]
+    known = {block.name: block for block in blocks(sch)}
+    if "pad" in known:
+        schedule_spatial(sch, known["pad"], cores(target))
+    acc = known["acc"]
+    loops = sch.get_loops(acc.rv)
+    *outer, group, lane = [loops[i] for i in acc.spatial]
+    reduction = [loops[i] for i in acc.reduction]
     tiles, inner = [], []
     if outer:
         wo, wi = sch.split(outer.pop(), [None, tile.pixels])
         tiles, inner = [wo], [wi]
     sch.reorder(*outer[:1], group, *outer[1:], *tiles, *reduction, *inner, lane)
-    _finish(sch, acc, out, (tiles or [group])[0], call, tile, reduction[0], inner, lane)
-    if block.work >= PARALLEL_WORK and cores(target) > 1:
+    _finish(sch, known["out"].rv, (tiles or [group])[0], call, tile)
+    if acc.work >= PARALLEL_WORK and cores(target) > 1:
         sch.parallel(sch.fuse(*outer[:1], group, *outer[1:]))
+    _accumulate(sch, acc.rv, reduction[0], inner, lane)
     return sch.mod["main"]
 
 
-def _finish(
-    sch: s_tir.Schedule,
-    acc: Any,
-    out: Any,
-    at: Any,
-    call: KernelCall,
-    tile: Plan,
-    first: Any,
-    inner: list[Any],
-    lane: Any,
-) -> None:
-    """Requantize each tile where it was accumulated; initialise it in registers."""
+def _finish(sch: s_tir.Schedule, out: Any, at: Any, call: KernelCall, tile: Plan) -> None:
+    """Requantize each tile where it was accumulated."""
     sch.reverse_compute_at(out, at, preserve_unit_loops=True)
     if call.out.shape[-1] % tile.lanes == 0:
-        sch.vectorize(sch.get_loops(out)[-1])
-        if inner and tile.width == call.out.shape[-2]:
-            sch.unroll(sch.get_loops(out)[-2])
+        loops = sch.get_loops(out)
+        sch.vectorize(loops[-1])
+        if tile.pixels > 1 and tile.width == call.out.shape[-2]:
+            sch.unroll(loops[-2])
+
+
+def _accumulate(sch: s_tir.Schedule, acc: Any, first: Any, inner: list[Any], lane: Any) -> None:
+    """Keep the tile in registers: constant indices, vectors of lanes, initialised outside the reduction."""
     sch.vectorize(lane)
     for loop in inner:
         sch.unroll(loop)

@@ -101,15 +101,20 @@ def schedule_reduction(
     spatial, reduction = [loops[i] for i in block.spatial], [loops[i] for i in block.reduction]
     if not spatial:
         return
-    outer = _outer_count(block, len(spatial), threads)
-    if _across(block):
-        _accumulate_vector(sch, block, epilogue, spatial, reduction, width)
+    lanes = vector_extent(block.extents[block.spatial[-1]], width) if _across(block) else None
+    if lanes is None:
+        inner = spatial[-1:] if _across(block) and len(spatial) > 1 else []
+        outside = spatial[: len(spatial) - len(inner)]
+        sch.reorder(*outside, *reduction, *inner)
+        _attach(sch, epilogue, outside[-1])
     else:
-        sch.reorder(*spatial, *reduction)
-        _attach(sch, epilogue, spatial[-1])
-        sch.decompose_reduction(block.rv, reduction[0])
+        _accumulate_vector(sch, block, epilogue, spatial, reduction, lanes)
+    outer = _outer_count(block, len(spatial), threads)
     if outer:
         _parallel(sch, spatial[:outer])
+    start = sch.get_loops(sch.decompose_reduction(block.rv, reduction[0]))
+    if lanes is not None:
+        sch.vectorize(start[-1])
 
 
 def _across(block: Block) -> bool:
@@ -125,28 +130,18 @@ def _accumulate_vector(
     epilogue: Block | None,
     spatial: list[Any],
     reduction: list[Any],
-    width: int,
+    lanes: int,
 ) -> None:
-    """Registers hold up to four vectors of accumulators, for as many rows as share a load."""
-    extent = block.extents[block.spatial[-1]]
-    lanes = vector_extent(extent, width)
-    if lanes is None:
-        sch.reorder(*spatial[:-1], *reduction, spatial[-1])
-        if len(spatial) > 1:
-            _attach(sch, epilogue, spatial[-2])
-        sch.decompose_reduction(block.rv, reduction[0])
-        return
+    """Registers hold ``lanes`` accumulators, for as many rows as share a load."""
     chunk, lane = sch.split(spatial[-1], [None, lanes])
     tile = _row_tile(sch, block, spatial)
     sch.reorder(*spatial[:-1], chunk, *reduction, *tile, lane)
     _attach(sch, epilogue, chunk)
-    if epilogue is not None and len(sch.get_loops(epilogue.rv)) > len(spatial):
+    if epilogue is not None:
         sch.vectorize(sch.get_loops(epilogue.rv)[-1])
     sch.vectorize(lane)
     for loop in tile:
         sch.unroll(loop)
-    start = sch.decompose_reduction(block.rv, reduction[0])
-    sch.vectorize(sch.get_loops(start)[-1])
 
 
 def _row_tile(sch: s_tir.Schedule, block: Block, spatial: list[Any]) -> list[Any]:
