@@ -7,11 +7,13 @@ physical tensors have that many rows and columns of zero points around the logic
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_depthwise_emit import implement
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Config,
@@ -27,7 +29,7 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
 )
 from tvm_qplugin.schedules.x86_depthwise_tile import FloatClamp, Kernel
 from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, Isa, select_isa, supports
-from tvm_qplugin.schedules.x86_pack import fold_zero_point, requantization
+from tvm_qplugin.schedules.x86_pack import Requantization, fold_zero_point, requantization
 
 MAX_TAPS = 225
 STAGED_BYTES = 192 * 1024
@@ -77,25 +79,33 @@ def with_config(call: KernelCall, target: tvm.target.Target, config: Config) -> 
     isa = plan(call, target)
     if isa is None:
         return None
+    numbers = _numbers(call)
+    if numbers is None:
+        return None
+    finish, per_channel = numbers
     w = window(call)
-    cut, weights = blocks(w, config.mode, 4 * isa.lanes), weight_plan(w, isa, config.rows)
-    taps = np.asarray(call.constants[1])[..., 0]
-    packed = pack_weights(taps, w, cut, isa, weights)
-    bias = np.broadcast_to(np.asarray(call.constants[2]), (w.channels,))
-    zero, rows = 0, source(w, config)
+    rows = min(config.rows, w.size[0])
+    config = replace(config, rows=rows, chunk=min(max(config.chunk, rows), w.size[0]))
+    cut, weights = blocks(w, config.mode, 4 * isa.lanes), weight_plan(w, isa, rows)
+    zero = int(call.params.get("in_zp", 0))
+    kernel = Kernel(
+        isa, w, config, cut, source(w, config), weights, finish, call.args[0].dtype, zero, _cores(target)
+    )
+    packed = pack_weights(np.asarray(call.constants[1])[..., 0], w, cut, isa, weights)
+    return implement(call, kernel, (packed, *(pack_channels(v, cut, isa) for v in per_channel)))
+
+
+def _numbers(call: KernelCall) -> tuple[Requantization | FloatClamp, list[Array]] | None:
+    """The epilogue and the values a channel (bias, multiplier); None if the folded bias exceeds int32."""
+    weights, shape = np.asarray(call.constants[1]), call.args[1].shape[:1]
+    bias = np.broadcast_to(np.asarray(call.constants[2]), shape)
     if call.name == "fconv2d":
-        clamp = FloatClamp(call.params.get("lo"), call.params.get("hi"))
-        kernel = Kernel(isa, w, config, cut, rows, weights, clamp, "float32", 0, _cores(target))
-        return implement(call, kernel, (packed, pack_channels(bias.astype("float32"), cut, isa)))
-    zero = int(call.params["in_zp"])
-    factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), (w.channels,))
-    folded = fold_zero_point(taps, bias, zero)
+        return FloatClamp(call.params.get("lo"), call.params.get("hi")), [bias.astype("float32")]
+    factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), shape)
+    folded = fold_zero_point(weights, bias, int(call.params["in_zp"]))
     if folded is None:
         return None
-    finish = requantization(call.params, call.out.dtype, taps, folded, factor)
-    kernel = Kernel(isa, w, config, cut, rows, weights, finish, call.args[0].dtype, zero, _cores(target))
-    constants = (packed, pack_channels(folded, cut, isa), pack_channels(factor, cut, isa))
-    return implement(call, kernel, constants)
+    return requantization(call.params, call.out.dtype, weights, folded, factor), [folded, factor]
 
 
 def _cores(target: tvm.target.Target) -> int:

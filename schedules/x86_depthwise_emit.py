@@ -16,7 +16,8 @@ from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
 from tvm_qplugin.schedules.x86_pack import Requantization
 
-SERIAL_MACS = 20_000
+# A parallel launch costs about 1.6 us: as long as so many multiply instructions take two cores.
+SERIAL_INSTRUCTIONS = 12_500
 
 
 def implement(call: KernelCall, kernel: Kernel, constants: tuple[Array, ...]) -> Implementation:
@@ -44,7 +45,8 @@ def _body(k: Kernel, buffers: Buffers, dtype: str) -> None:
     height, chunk = w.size[0], k.config.chunk
     chunks = -(-height // chunk)
     extent = w.source[0] * chunks
-    parallel = k.cores > 1 and extent > 1 and w.macs >= SERIAL_MACS
+    instructions = w.macs // (k.isa.lanes * k.isa.depth)
+    parallel = k.cores > 1 and extent > 1 and instructions >= SERIAL_INSTRUCTIONS
     with (T.parallel if parallel else T.serial)(0, extent) as i:
         with T.sblock("chunk"):
             T.reads()

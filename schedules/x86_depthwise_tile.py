@@ -1,4 +1,4 @@
-"""One register tile of a depthwise kernel: rows interleaved by bytes, so that a dot product adds vertical taps."""
+"""One register tile of a depthwise kernel: rows interleaved by bytes, one dot product for vertical taps."""
 
 from __future__ import annotations
 
