@@ -64,7 +64,7 @@ class Layouts(Rebuilder):
             else:
                 self.native_of[param] = param
         self.images = _image_inputs(func)
-        self.params = [self.nhwc_of.get(p) or self.native_of[p] for p in func.params]
+        self.params = [self.nhwc_of[p] if p in self.nhwc_of else self.native_of[p] for p in func.params]
 
     def run(self) -> relax.Function:
         """Rewrite every binding; outputs keep their own layout."""

@@ -12,6 +12,7 @@ from tvm import IRModule
 
 from tvm_qplugin import onnx_file, onnx_import
 from tvm_qplugin.core.errors import ModelError
+from tvm_qplugin.onnx_file import last_line
 from tvm_qplugin.passes.canonicalize import IO, canonicalize, check_canonical
 
 __all__ = ["canonicalize", "check_canonical", "load"]
@@ -32,8 +33,13 @@ def load(
     """
     if input_layout not in ("NCHW", "NHWC"):
         raise ModelError(f"input_layout {input_layout!r}: expected 'NCHW' or 'NHWC'")
-    module = source if isinstance(source, IRModule) else _import_onnx(source, batch, shapes or {})
-    return canonicalize(module, input_layout)
+    try:
+        module = source if isinstance(source, IRModule) else _import_onnx(source, batch, shapes or {})
+        return canonicalize(module, input_layout)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model cannot be imported: {last_line(error)}") from None
 
 
 def _import_onnx(

@@ -45,6 +45,7 @@ def check_model(model: onnx.ModelProto, supported: Collection[str]) -> None:
     """Refuse a model that is incomplete or uses operators outside ``supported``."""
     if not (model.graph.node and model.graph.output):
         raise ModelError("the ONNX model has no nodes or no outputs: is it an ONNX file, and complete?")
+    _check_text(model)
     newest = onnx.defs.onnx_opset_version()
     if not 7 <= opset(model) <= newest:
         raise ModelError(f"the model uses opset {opset(model)}; export it with one from 9 to {newest}")
@@ -93,6 +94,18 @@ def _check_operators(graph: onnx.GraphProto, supported: Collection[str]) -> None
         raise ModelError(
             f"operators that cannot be imported: {listed}. Replace them in the model, or export without them"
         )
+
+
+def _check_text(model: onnx.ModelProto) -> None:
+    """Protobuf hands damaged strings over as bytes."""
+    graph = model.graph
+    texts = [entry.domain for entry in model.opset_import]
+    texts += [entry.name for entry in (*graph.input, *graph.output, *graph.initializer)]
+    for node in graph.node:
+        texts += [node.op_type, node.domain, node.name, *node.input, *node.output]
+        texts += [attr.name for attr in node.attribute]
+    if not all(isinstance(text, str) for text in texts):
+        raise ModelError("the file is damaged: a name in it is not text")
 
 
 def _check_names(graph: onnx.GraphProto) -> None:
@@ -221,3 +234,9 @@ def _weight_users(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:
 def _line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:300] or type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """What remains of an error from inside TVM: its last line, without the traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

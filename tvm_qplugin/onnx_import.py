@@ -20,7 +20,7 @@ from tvm.relax.frontend.onnx import onnx_frontend
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.onnx_file import node_label
+from tvm_qplugin.onnx_file import last_line, node_label
 from tvm_qplugin.onnx_ops import OPERATORS, Node
 from tvm_qplugin.onnx_shapes import SHAPES
 from tvm_qplugin.onnx_windows import WINDOWS
@@ -58,9 +58,11 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         self.arrays = dict(weights)
         self.names: dict[Expr, str] = {}
         self.taken: set[str] = set()
+        self.read: set[str] = set()
 
     def build(self, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> IRModule:
         """The function with temporaries still called ``lv``; ``names`` holds the tensor names."""
+        self.read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
         with self.bb.function("main", params=params):
             with self.bb.dataflow():
@@ -117,9 +119,7 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         except ModelError as error:
             raise ModelError(f"{node_label(node)}: {error}") from None
         except Exception as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[-1][:300] if lines else type(error).__name__
-            raise ModelError(f"{node_label(node)} cannot be imported: {reason}") from None
+            raise ModelError(f"{node_label(node)} cannot be imported: {last_line(error)}") from None
 
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Compute a node whose inputs are all known; dequantization of constants stays."""
@@ -138,7 +138,8 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         inputs = onnx_frontend.onnx_input(self._expr(name) if name else None for name in node.input)
         own = CONVERTERS.get(node.op_type)
         if own is not None:
-            seen = Node(node.op_type, list(inputs), attrs, _used_outputs(node), self.opset, self._lookup)
+            used = sum(name in self.read for name in node.output)
+            seen = Node(node.op_type, list(inputs), attrs, len(node.output), used, self.opset, self._lookup)
             return self.bb.normalize(own(seen))
         attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
         return self._convert_operator(node.op_type, inputs, attrs, self.opset)
@@ -157,7 +158,7 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         for name, part in zip(node.output, parts, strict=False):
             if name:
                 self._nodes[name] = self._named(name, part)
-        if any(name and name not in self._nodes for name in node.output):
+        if any(name in self.read and name not in self._nodes for name in node.output):
             raise ModelError(f"it has {len(node.output)} outputs; only {len(parts)} are supported")
 
     def _named(self, name: str, expr: Expr) -> Expr:
@@ -192,10 +193,6 @@ class Named(Rebuilder):
         label = self.labels[var]
         free = label if label in self._reserved and label not in self._names else self.fresh(label)
         self.known[var] = self.emit(self.mapped(value), free)
-
-
-def _used_outputs(node: onnx.NodeProto) -> int:
-    return sum(bool(name) for name in node.output)
 
 
 def _shape_value(node: onnx.NodeProto, shape: Sequence[int]) -> Array:

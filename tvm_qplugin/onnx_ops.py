@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.passes.rebuild import constant, dtype_of, edit_weight, shape_of, value_of
+from tvm_qplugin.passes.rebuild import constant, dtype_of, edit_weight, op_name, shape_of, value_of
 
 Expr = Any
 FLOAT_MAX = float(np.finfo("float32").max)
@@ -18,12 +18,16 @@ FLOAT_MAX = float(np.finfo("float32").max)
 
 @dataclass(frozen=True)
 class Node:
-    """One ONNX node with its inputs converted: what a converter sees."""
+    """One ONNX node with its inputs converted: what a converter sees.
+
+    ``outputs`` is how many it has, ``used`` how many of them something else in the model reads.
+    """
 
     op_type: str
     inputs: Sequence[Expr | None]
     attrs: Mapping[str, Any]
     outputs: int
+    used: int
     opset: int
     lookup: Callable[[Expr], Expr | None]
 
@@ -108,12 +112,10 @@ def _gemm_bias(node: Node, bias: Expr, beta: Array) -> Expr:
 
 def batch_norm(node: Node) -> Expr:
     """Batch normalisation with fixed statistics; FoldBatchNorm removes it."""
-    if node.attrs.get("training_mode", 0) or node.outputs != 1:
+    if node.attrs.get("training_mode", 0) or node.used > 1:
         raise ValueError("it is in training mode; export the model for inference")
     x: Expr = node.inputs[0]
-    stats: list[Expr] = list(node.inputs[1:5])
-    if any(value_of(s) is None for s in stats):
-        raise ValueError("its scale, bias, mean and variance must be constants")
+    stats: list[Expr] = [_statistic(node, s) for s in node.inputs[1:5]]
     eps = float(node.attrs.get("epsilon", 1e-5))
     sizes = {shape_of(s) for s in stats}
     if sizes != {shape_of(x)[1:2]} or not bool(np.all(stats[3].value.numpy() + eps > 0)):
@@ -121,6 +123,18 @@ def batch_norm(node: Node) -> Expr:
             f"statistics of shapes {sorted(sizes)} do not fit {shape_of(x)}, or a variance is < 0"
         )
     return relax.TupleGetItem(relax.op.nn.batch_norm(x, *stats, axis=1, epsilon=eps, training=False), 0)
+
+
+def _statistic(node: Node, given: Expr) -> Expr:
+    """A constant vector; one that is stored quantized is dequantized here."""
+    if value_of(given) is not None:
+        return given
+    bound: Expr = node.lookup(given)
+    arrays = [value_of(arg) for arg in bound.args] if op_name(bound) == "dequantize" else [None]
+    if any(array is None for array in arrays):
+        raise ValueError("its scale, bias, mean and variance must be constants")
+    q, scale, zero = (np.asarray(array) for array in arrays)
+    return constant(((q.astype("int64") - zero).astype("float32") * scale).astype("float32"))
 
 
 def quantize(node: Node) -> Expr:
@@ -220,7 +234,7 @@ def global_pool(op: Callable[..., Expr]) -> Callable[[Node], Expr]:
 
 def same(node: Node) -> Expr:
     """Identity, Dropout outside training."""
-    if node.outputs != 1:
+    if node.used > 1:
         raise ValueError("its mask is used; export the model for inference")
     return node.inputs[0]
 

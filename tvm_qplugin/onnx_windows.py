@@ -139,7 +139,7 @@ def _reshaped(node: Node, weight: Expr, shape: Sequence[int], axes: Mapping[int,
 
 def max_pool(node: Node) -> Expr:
     """MaxPool; a rounded-up size becomes padding, which never wins."""
-    if node.outputs != 1:
+    if node.used > 1:
         raise ValueError("its second output (indices) is not supported")
     x, window = _pooled(node)
     out = relax.op.nn.max_pool2d(
