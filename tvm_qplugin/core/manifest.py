@@ -95,7 +95,8 @@ class Manifest:
 
     def dumps(self) -> str:
         """The text of ``manifest.json``. NaN and infinity raise ValueError."""
-        return json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+        entries = (f"{json.dumps(key)}: {_rows(value)}" for key, value in self.to_json().items())
+        return "{\n" + ",\n".join(entries) + "\n}\n"
 
     @classmethod
     def loads(cls, text: str) -> Manifest:
@@ -105,6 +106,16 @@ class Manifest:
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"the manifest is not JSON ({error}): save the artifact again") from None
         return cls.from_json(data)
+
+
+def _rows(value: Any) -> str:
+    """JSON with one line for each entry of a list or object."""
+    if isinstance(value, dict) and value:
+        rows = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
+        return "{\n " + ",\n ".join(rows) + "\n}"
+    if isinstance(value, list) and value:
+        return "[\n " + ",\n ".join(json.dumps(item, allow_nan=False) for item in value) + "\n]"
+    return json.dumps(value, allow_nan=False)
 
 
 def _dataclass(kind: type[T], data: Any, where: str) -> T:

@@ -6,6 +6,8 @@ is that of XNNPACK's float32 requantization: half to even.
 
 from __future__ import annotations
 
+import base64
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -125,10 +127,15 @@ class QuantParams:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that ``from_json`` reads back exactly."""
+        """A JSON object that ``from_json`` reads back exactly.
+
+        Per-channel scales are packed (``pack_floats``); equal zero points are written once.
+        """
+        zero = self.zero_point.reshape(-1)
+        equal = bool((zero == zero[0]).all())
         return {
-            "scale": self.scale.astype("float64").tolist(),
-            "zero_point": self.zero_point.tolist(),
+            "scale": float(self.scale) if self.scale.ndim == 0 else pack_floats(self.scale),
+            "zero_point": int(zero[0]) if equal else zero.tolist(),
             "dtype": self.dtype,
             "axis": self.axis,
         }
@@ -136,7 +143,28 @@ class QuantParams:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> QuantParams:
         """The inverse of ``to_json``."""
-        return cls.of(data["scale"], data["zero_point"], data["dtype"], data["axis"])
+        scale = data["scale"]
+        values = unpack_floats(scale) if isinstance(scale, str) else scale
+        return cls.of(values, data["zero_point"], data["dtype"], data["axis"])
+
+
+def pack_floats(values: Array) -> str:
+    """A float32 vector as text: the four byte planes, deflated, in base 85.
+
+    >>> unpack_floats(pack_floats(np.float32([0.5, 0.25])))
+    array([0.5 , 0.25], dtype=float32)
+    """
+    planes = np.ascontiguousarray(values, "<f4").view("uint8").reshape(-1, 4).T
+    return base64.b85encode(zlib.compress(planes.tobytes(), 9)).decode("ascii")
+
+
+def unpack_floats(text: str) -> Array:
+    """The inverse of ``pack_floats``; ValueError where the text is damaged."""
+    try:
+        planes = np.frombuffer(zlib.decompress(base64.b85decode(text)), "uint8")
+    except zlib.error as error:
+        raise ValueError(f"packed floats are damaged: {error}") from None
+    return np.ascontiguousarray(planes.reshape(4, -1).T).view("<f4").reshape(-1).astype("float32")
 
 
 def _positive(scale: Array) -> Array:
