@@ -12,7 +12,8 @@ import tvm
 from tvm import s_tir, tirx
 from tvm.target import Target
 
-from tvm_qplugin.schedules.cpu_blocks import Block, blocks, cores, vector_bytes
+from tvm_qplugin.core.attrs import KERNEL
+from tvm_qplugin.schedules.cpu_blocks import REDUCTION, Block, blocks, cores, vector_bytes
 from tvm_qplugin.schedules.cpu_loops import schedule_reduction, schedule_spatial
 
 SCHEDULED = "tirx.is_scheduled"
@@ -45,10 +46,15 @@ def _scheduled(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
         block = todo.pop(next(iter(todo)))
         if block.reduction:
             epilogue = _epilogue(sch, block, todo)
-            schedule_reduction(sch, block, epilogue, threads, width)
+            schedule_reduction(sch, block, epilogue, threads, width, _may_reorder(func))
         else:
             schedule_spatial(sch, block, threads)
     return sch.mod["main"]
+
+
+def _may_reorder(func: tirx.PrimFunc) -> bool:
+    """Whether float sums may be reordered: not in integer kernels, which equal the oracle exactly."""
+    return not str((func.attrs or {}).get(KERNEL, "")).startswith("q")
 
 
 def _inline(sch: s_tir.Schedule) -> None:
@@ -64,11 +70,11 @@ def _inline(sch: s_tir.Schedule) -> None:
 
 def _worth_inlining(sch: s_tir.Schedule, block: Block, consumers: list[Block]) -> bool:
     after_reduction = any(
-        int(it.iter_type) == 2 for rv in sch.get_producers(block.rv) for it in sch.get(rv).iter_vars
+        int(it.iter_type) == REDUCTION for rv in sch.get_producers(block.rv) for it in sch.get(rv).iter_vars
     )
-    repeated = len(consumers) > 1 or any(_reuses(c) for c in consumers)
     if after_reduction and any(c.branches for c in consumers):
         return False
+    repeated = len(consumers) > 1 or any(_reuses(c) or c.work > block.work for c in consumers)
     return not (repeated and (block.heavy or block.branches or block.gathers))
 
 
@@ -82,19 +88,11 @@ def _reuses(consumer: Block) -> bool:
 
 
 def _epilogue(sch: s_tir.Schedule, block: Block, todo: dict[str, Block]) -> Block | None:
-    """Take the elementwise block that alone consumes a reduction out of ``todo``."""
+    """Take the elementwise block that consumes a reduction, and nothing else, out of ``todo``."""
     consumers = sch.get_consumers(block.rv)
-    if len(consumers) != 1:
+    other = todo.get(str(sch.get(consumers[0]).name_hint)) if len(consumers) == 1 else None
+    if other is None or other.reduction or other.branches or len(sch.get_producers(other.rv)) > 1:
         return None
-    name = str(sch.get(consumers[0]).name_hint)
-    other = todo.get(name)
-    same = other is not None and not other.reduction and not other.branches
-    extents = tuple(block.extents[i] for i in block.spatial)
-    if other is None or not same or other.extents != extents or _other_pending(sch, other, block):
+    if other.extents != tuple(block.extents[i] for i in block.spatial):
         return None
-    return todo.pop(name)
-
-
-def _other_pending(sch: s_tir.Schedule, epilogue: Block, block: Block) -> bool:
-    """Whether the epilogue waits for a block other than the reduction that comes later."""
-    return len(sch.get_producers(epilogue.rv)) > 1
+    return todo.pop(other.name)

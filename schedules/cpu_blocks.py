@@ -42,6 +42,7 @@ class Block:
     branches: bool
     heavy: bool
     cuts: Mapping[int, tuple[int, ...]]
+    dtype: str
 
     @property
     def work(self) -> int:
@@ -104,6 +105,7 @@ def describe(sch: s_tir.Schedule, rv: Any) -> Block:
         branches=bool(calls & BRANCHES) or "Select" in calls,
         heavy=bool(calls - BRANCHES - CHEAP - {"Select"}),
         cuts={axis: tuple(sorted(at)) for axis, at in cuts.items()},
+        dtype=str(block.body.buffer.dtype),
     )
 
 

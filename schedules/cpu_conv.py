@@ -31,8 +31,8 @@ DENSE = ("qdense", "fdense")
 def rule(call: KernelCall, target: Target) -> Implementation | None:
     """A scheduled kernel and its packed constants.
 
-    None if an array beside the input is not constant, for grouped convolutions (depthwise ones are taken) and for
-    tensors with halos: those go to ``schedule_cpu``.
+    None if an array beside the input is not constant, for grouped convolutions that are not depthwise and
+    for tensors with halos: those go to ``schedule_cpu``.
     """
     needed = (1, 2, 3) if call.name in ("qconv2d", "qdense") else (1, 2)
     halo = call.params.get("in_halo") or call.params.get("out_halo")

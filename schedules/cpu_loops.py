@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import s_tir
 
-from tvm_qplugin.schedules.cpu_blocks import Block
+from tvm_qplugin.schedules.cpu_blocks import REDUCTION, SPATIAL, Block
 
 PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
 BORDER_WORK = 1 << 12
@@ -94,16 +94,23 @@ def _parallel(sch: s_tir.Schedule, loops: list[Any]) -> None:
 
 
 def schedule_reduction(
-    sch: s_tir.Schedule, block: Block, epilogue: Block | None, threads: int, width: int
+    sch: s_tir.Schedule, block: Block, epilogue: Block | None, threads: int, width: int, reorder_sums: bool
 ) -> None:
-    """Accumulate a vector of neighbouring outputs if memory allows it, else one output at a time."""
+    """Accumulate a vector of neighbouring outputs if memory allows it, else one output at a time.
+
+    ``reorder_sums`` allows one output to be the sum of partial float sums; integers need no permission.
+    """
     loops = sch.get_loops(block.rv)
     spatial, reduction = [loops[i] for i in block.spatial], [loops[i] for i in block.reduction]
     if not spatial:
         return
-    lanes = vector_extent(block.extents[block.spatial[-1]], width) if _across(block) else None
+    across = _across(block)
+    lanes = vector_extent(block.extents[block.spatial[-1]], width) if across else None
+    if not across and reorder_sums and _splittable(block, width // 4):
+        _sum_partially(sch, block, epilogue, width // 4, threads)
+        return
     if lanes is None:
-        inner = spatial[-1:] if _across(block) and len(spatial) > 1 else []
+        inner = spatial[-1:] if across and len(spatial) > 1 else []
         outside = spatial[: len(spatial) - len(inner)]
         sch.reorder(*outside, *reduction, *inner)
         _attach(sch, epilogue, outside[-1])
@@ -115,6 +122,35 @@ def schedule_reduction(
     start = sch.get_loops(sch.decompose_reduction(block.rv, reduction[0]))
     if lanes is not None:
         sch.vectorize(start[-1])
+
+
+def _splittable(block: Block, lanes: int) -> bool:
+    """Whether a float reduction runs along memory: LLVM may not reorder it, so it stays scalar."""
+    last = block.reduction[-1]
+    along = all(load.strides[last] in (0, 1) for load in block.loads)
+    return block.dtype == "float32" and along and block.extents[last] % lanes == 0
+
+
+def _sum_partially(
+    sch: s_tir.Schedule, block: Block, epilogue: Block | None, lanes: int, threads: int
+) -> None:
+    """Reduce ``lanes`` interleaved parts side by side, then those."""
+    last = sch.get_loops(block.rv)[block.reduction[-1]]
+    part = sch.split(last, [None, lanes])[1]
+    partial = sch.rfactor(part, len(block.spatial))
+    outputs = sch.get_loops(block.rv)[: len(block.spatial)]
+    _attach(sch, epilogue, outputs[-1])
+    sch.compute_at(partial, outputs[-1], preserve_unit_loops=True)
+    kinds = [int(it.iter_type) for it in sch.get(partial).iter_vars]
+    inner = list(zip(sch.get_loops(partial)[len(outputs) :], kinds, strict=True))
+    lane = [loop for loop, kind in inner if kind == SPATIAL][-1]
+    rest = [loop for loop, kind in inner if kind == REDUCTION]
+    sch.reorder(*rest, lane)
+    sch.vectorize(lane)
+    outer = _outer_count(block, len(outputs), threads)
+    if outer:
+        _parallel(sch, outputs[:outer])
+    sch.vectorize(sch.get_loops(sch.decompose_reduction(partial, rest[0]))[-1])
 
 
 def _across(block: Block) -> bool:
