@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -54,9 +55,7 @@ def open_samples(
     if not isinstance(source, str | os.PathLike):
         return (
             source
-            if how is None
-            else Source(_length(source), lambda: map(how.array, map(np.asarray, source)))
-        )
+            return source if how is None else _mapped(source, how)
     path = _existing(source)
     if path.is_dir():
         files = _images(path)
@@ -105,8 +104,10 @@ def _existing(source: Path_) -> Path:
     return path
 
 
-def _length(source: Iterable[Any]) -> int:
-    return len(source) if hasattr(source, "__len__") else 0
+def _mapped(source: Iterable[Any], how: Preprocess) -> Iterable[Array]:
+    if isinstance(source, Sized):
+        return Source(len(source), lambda: map(how.array, map(np.asarray, source)))
+    return map(how.array, map(np.asarray, source))
 
 
 def _processed(samples: Source[Array], how: Preprocess | None) -> Source[Array]:
@@ -144,7 +145,8 @@ def _read_labels(folder: Path) -> list[tuple[Path, int]]:
         ) from None
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise CalibrationError(
-            f"{path} is not understood ({error!r}): expected a header with file and class_index, and whole numbers"
+            f"{path} is not understood ({error!r}): "
+            "expected a header with file and class_index, and whole numbers"
         ) from None
 
 
@@ -169,7 +171,7 @@ def _headers(path: Path) -> dict[str, Header]:
         with ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith(".npy")]
             return {name.removesuffix(".npy"): _header(archive, name) for name in names}
-    except (BadZipFile, OSError, ValueError, EOFError) as error:
+    except (BadZipFile, OSError, ValueError, EOFError, zlib.error) as error:
         raise CalibrationError(f"{path} is not a sound .npz ({error}): save it with numpy.savez") from None
 
 
@@ -197,8 +199,8 @@ def _choose(path: Path, inputs: Sequence[str], key: str | None, without: str = "
     if len(inputs) > 1 or not candidates or candidates[0] not in headers:
         wanted = repr(key) if key is not None else ", ".join(map(repr, inputs)) or "'x'"
         raise CalibrationError(
-            f"{path} has no array for {wanted}; it holds {_listing(headers)}: name the arrays like the model's "
-            "inputs, or give key="
+            f"{path} has no array for {wanted}; it holds {_listing(headers)}: "
+            "name the arrays like the model's inputs, or give key="
         )
     return {"": candidates[0]}
 
@@ -256,7 +258,7 @@ def _rows(path: Path, name: str, header: Header) -> Source[Array]:
 def _guarded(path: Path, name: str, rows: Iterator[Array]) -> Iterator[Array]:
     try:
         yield from rows
-    except (BadZipFile, OSError, ValueError, EOFError) as error:
+    except (BadZipFile, OSError, ValueError, EOFError, zlib.error) as error:
         raise CalibrationError(
             f"{path}: array {name!r} is damaged ({error}): copy or save it again"
         ) from None

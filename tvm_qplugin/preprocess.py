@@ -22,7 +22,8 @@ class Preprocess:
     ``size`` is (height, width), None keeps the size. ``resize``: "crop" takes the centre without
     resampling (an image that is too small is enlarged first; with ``shorter`` the shorter side is
     brought to that length first), "stretch" resamples to the size, "letterbox" keeps the proportions
-    and pads with grey 114. ``mean`` and ``std`` have one value, or one per channel in the order of ``channels``.
+    and pads with grey 114. ``mean`` and ``std`` have one value, or one per channel
+    in the order of ``channels``.
 
     >>> Preprocess.parse("crop=224,scale=1/127.5,mean=127.5") == Preprocess.parse("tf,crop=224")
     True
@@ -58,8 +59,8 @@ class Preprocess:
 
         Presets: ``raw`` (0..255 as float), ``unit`` (x/255), ``tf`` (x/127.5 - 1), ``imagenet`` (x/255,
         ImageNet's mean and deviation). Keys: ``crop``, ``stretch``, ``letterbox`` = 224 or 240x320 (height
-        x width), ``shorter=256``, ``layout=NHWC``, ``channels=BGR``, ``scale=1/255``, ``mean``, ``std`` = 1 or
-        3 numbers with colons. Raises CalibrationError.
+        x width), ``shorter=256``, ``layout=NHWC``, ``channels=BGR``, ``scale=1/255``, ``mean``,
+        ``std`` = 1 or 3 numbers with colons. Raises CalibrationError.
         """
         found: dict[str, Any] = {}
         for part in filter(None, (part.strip() for part in text.split(","))):

@@ -105,5 +105,5 @@ def test_damaged_files(tmp_path, text, message):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(CalibrationError, match="none.json cannot be read"):
+    with pytest.raises(CalibrationError, match=r"none\.json cannot be read"):
         CalibrationTable.load(tmp_path / "none.json")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tvm_qplugin.core.qparams import INTEGER_RANGE, QuantParams, add_params, clamp_bounds, requantize
 
 SMALL = ("int8", "uint8", "int16")
-WIDTH = st.floats(1e-4, 1e4, width=32)
+WIDTH = st.floats(2.0**-13, 2.0**13, width=32)
 BOUND = st.floats(-1e4, 1e4, width=32)
 
 

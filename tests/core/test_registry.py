@@ -50,7 +50,7 @@ def test_the_same_entry_twice_is_no_clash(installed):
 @pytest.mark.parametrize("value", ["no_such_module:x", "json:no_such_name", "json"])
 def test_what_cannot_be_loaded(installed, value):
     installed(bad=value)
-    with pytest.raises(QPluginError, match="'bad'.*cannot be loaded"):
+    with pytest.raises(QPluginError, match=r"'bad'.*cannot be loaded"):
         Registry("codec", {})["bad"]
 
 
