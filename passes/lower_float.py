@@ -87,7 +87,7 @@ def _emit(
 ) -> relax.Expr:
     defined = ir.definitions(func)
     head = defined[members[0]]
-    bias = np.zeros(ir.spec_of(members[0]).shape[-1], "float32")
+    bias: Array | None = None
     params: dict[str, Any] = {"lo": None, "hi": None}
     for member in members[1:]:
         value = defined[member]
@@ -100,6 +100,8 @@ def _emit(
         params |= _geometry(head)
     else:
         weight = np.ascontiguousarray(weight.T)
+    if bias is None:
+        bias = np.zeros(weight.shape[0], "float32")
     source = env.get(head.args[0], head.args[0])
     return _call(
         members[-1], "fconv2d" if "groups" in params else "fdense", params, (source, weight, bias), out

@@ -123,7 +123,7 @@ def _value(var: relax.Var, known: dict[relax.Var, Any], defined: Mapping[relax.V
         operands = [
             _value(arg, known, defined)
             if isinstance(arg, relax.Var)
-            else np.float64(ir.const_value(arg).reshape(()))
+            else arg.value.numpy().astype("float64").reshape(())
             for arg in call.args
             if isinstance(arg, relax.Var) or ir.const_value(arg) is not None
         ]

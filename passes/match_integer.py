@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -78,7 +79,7 @@ def _requantize(site: Site) -> Plan | None:
 def _operator(site: Site) -> Plan | None:
     """A known operator, through the activations behind it."""
     var, bounds = _peel(site)
-    value = site.defined.get(var)
+    value: Any = site.defined.get(var)
     if value is None:
         return None
     if bounds != (None, None) and (source := site.source(var)) is not None:
@@ -96,7 +97,7 @@ def _unquantized(core: Call, site: Site) -> Call:
     """The operator with constant weights in sight, as ``obstacle`` wants to see it."""
     args = []
     for arg in core.args:
-        value = site.defined.get(arg) if isinstance(arg, relax.Var) else None
+        value: Any = site.defined.get(arg) if isinstance(arg, relax.Var) else None
         constant = (
             value is not None and ir.op_name(value) == "relax.dequantize" and _is_constant(value.args[0])
         )
@@ -113,7 +114,7 @@ def _peel(site: Site) -> tuple[relax.Var, Bounds]:
     var = site.var
     low, high = -np.inf, np.inf
     while True:
-        value = site.defined.get(var)
+        value: Any = site.defined.get(var)
         name = ir.op_name(value) if value is not None else ""
         if name == "relax.nn.relu":
             inner = (0.0, np.inf)
@@ -131,7 +132,7 @@ def _bias(site: Site, value: Call) -> tuple[Call, Array] | None:
     if ir.op_name(value) != "relax.add":
         return None
     for product, added in (value.args, reversed(value.args)):
-        inner = site.defined.get(product) if isinstance(product, relax.Var) else None
+        inner: Any = site.defined.get(product) if isinstance(product, relax.Var) else None
         array = _constant(added, site)
         if inner is None or array is None or KINDS.get(ir.op_name(inner)) not in ("conv2d", "dense"):
             continue
@@ -146,7 +147,7 @@ def _constant(expr: relax.Expr, site: Site) -> Array | None:
     array = ir.const_value(expr)
     if array is not None:
         return array.astype("float64")
-    value = site.defined.get(expr)
+    value: Any = site.defined.get(expr)
     if value is None or ir.op_name(value) != "relax.dequantize":
         return None
     q, params = ir.const_value(value.args[0]), ir.qparams_of(value)
@@ -164,7 +165,7 @@ class _Weight:
 
 def _weight(site: Site, expr: relax.Expr, axis: int) -> _Weight | None:
     """An int8 weight with zero point 0; ``axis`` is that of the output channels."""
-    value = site.defined.get(expr) if isinstance(expr, relax.Var) else None
+    value: Any = site.defined.get(expr) if isinstance(expr, relax.Var) else None
     if value is None or ir.op_name(value) != "relax.dequantize":
         return None
     q, params = ir.const_value(value.args[0]), ir.qparams_of(value)
@@ -256,7 +257,7 @@ def _pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan |
     if source is None:
         return None
     attrs = core.attrs
-    params = {
+    params: dict[str, Any] = {
         "pool": _ints(attrs.pool_size),
         "strides": _ints(attrs.strides),
         "dilation": _ints(attrs.dilation),

@@ -20,7 +20,7 @@ Rebuild = Callable[[list[relax.Expr]], relax.Expr]
 
 def match_movement(site: Site) -> Plan | None:
     """A plan that moves integers; operands on another grid than the output's are requantized first."""
-    value = site.defined.get(site.var)
+    value: Any = site.defined.get(site.var)
     if isinstance(value, relax.TupleGetItem):
         return _split_item(site, value)
     kind = KINDS.get(ir.op_name(value), "") if value is not None else ""

@@ -109,7 +109,7 @@ def _conv(value: relax.Expr) -> str:
 
 def _dense(value: relax.Expr) -> str:
     reason = _constant_weight(value)
-    return reason or ("" if ir.const_value(value.args[1]).ndim == 2 else "its weight is not a matrix")
+    return reason or ("" if len(ir.spec_of(value.args[1]).shape) == 2 else "its weight is not a matrix")
 
 
 def _pool(value: relax.Expr) -> str:

@@ -42,9 +42,9 @@ class QuantizeIO:
             return mod
         func = ir.main_function(mod)
         inputs = {param: params for param in func.params if (params := _input_params(func, param))}
-        params = [self._typed(param) if param in inputs else param for param in func.params]
-        env: dict[relax.Var, relax.Expr] = dict(zip(func.params, params, strict=True))
-        with ir.Emitter(mod, params) as out:
+        typed = [self._typed(param) if param in inputs else param for param in func.params]
+        env: dict[relax.Var, relax.Expr] = dict(zip(func.params, typed, strict=True))
+        with ir.Emitter(mod, typed) as out:
             for var, value in ir.bindings(func):
                 env[var] = self._rewrite(var, value, env, inputs, out)
             outputs, grids = self._outputs(func, env, out)

@@ -38,7 +38,7 @@ def tvm_target(profile: TargetProfile) -> tvm.target.Target:
     """The profile's TVM target; "host" values are read off this machine."""
     detected = {"mcpu": _host_cpu, "num-cores": lambda: os.cpu_count() or 1}
     config: dict[str, Any] = {k: detected[k]() if v == "host" else v for k, v in profile.tvm.items()}
-    return tvm.target.Target(config)
+    return tvm.target.Target(config)  # type: ignore[no-untyped-call]
 
 
 def rules_of(profile: TargetProfile) -> tuple[Any, ...]:

@@ -56,7 +56,7 @@ def quantize(
     with dumping(dump):
         module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
         if is_quantized(module):
-            module = QuantizeIO(io)(module)
+            module = tvm.transform.Sequential([QuantizeIO(io)])(module)
         else:
             module = quantize_module(
                 module,

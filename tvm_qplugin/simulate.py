@@ -27,7 +27,7 @@ class Simulator:
     """
 
     def __init__(self, module: IRModule) -> None:
-        self.module = LowerInteger(storage="int8")(module)
+        self.module = tvm.transform.Sequential([LowerInteger(storage="int8")])(module)
         self._func = ir.main_function(self.module)
         self._float: dict[relax.Var, Callable[[Sequence[Array]], list[Array]]] = {}
 
@@ -104,7 +104,7 @@ def _slice(call: tvm.ir.Call, args: list[Array]) -> Array:
 
 def _take(call: tvm.ir.Call, args: list[Array]) -> Array:
     axis = None if call.attrs.axis is None else int(call.attrs.axis)
-    return np.take(args[0], ir.const_value(call.args[1]), axis=axis)
+    return np.take(args[0], call.args[1].value.numpy(), axis=axis)
 
 
 def _permute(call: tvm.ir.Call, args: list[Array]) -> Array:

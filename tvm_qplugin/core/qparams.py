@@ -80,18 +80,18 @@ class QuantParams:
         ``narrow`` leaves out the lowest code (weights: [-127, 127]). A range of zero width gets
         scale 1. Raises ValueError for a range that is not finite or upside down.
         """
-        low, high = np.asarray(low, "float64"), np.asarray(high, "float64")
-        if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all()):
-            raise ValueError(f"range [{low}, {high}] is not finite or upside down")
-        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        bottom, top = np.asarray(low, "float64"), np.asarray(high, "float64")
+        if not (np.isfinite(bottom).all() and np.isfinite(top).all() and (bottom <= top).all()):
+            raise ValueError(f"range [{bottom}, {top}] is not finite or upside down")
+        bottom, top = np.minimum(bottom, 0.0), np.maximum(top, 0.0)
         qmin, qmax = INTEGER_RANGE[dtype]
         qmin += int(narrow)
         if symmetric:
-            bound = np.maximum(-low, high)
+            bound = np.maximum(-bottom, top)
             scale = _positive(bound / ((qmax - qmin) // 2))
             return cls.of(scale, (qmax + qmin + 1) // 2, dtype, axis)
-        scale = _positive((high - low) / (qmax - qmin))
-        zero_point = np.clip(np.rint(qmin - low / scale.astype("float64")), qmin, qmax)
+        scale = _positive((top - bottom) / (qmax - qmin))
+        zero_point = np.clip(np.rint(qmin - bottom / scale.astype("float64")), qmin, qmax)
         return cls.of(scale, zero_point, dtype, axis)
 
     def quantize(self, x: Array) -> Array:
@@ -206,9 +206,9 @@ def clamp_bounds(params: QuantParams, low: float | None, high: float | None) -> 
     """Integer bounds of a fused activation that clips to ``[low, high]`` (None: not bounded)."""
     lo, hi = INTEGER_RANGE[params.dtype]
     if low is not None:
-        lo = int(params.quantize(np.float32(low)))
+        lo = int(params.quantize(np.asarray(low)))
     if high is not None:
-        hi = int(params.quantize(np.float32(high)))
+        hi = int(params.quantize(np.asarray(high)))
     return lo, hi
 
 

@@ -124,11 +124,9 @@ class Annotation:
 
 
 def _operator(item: dict[str, Any]) -> OpAnnotation:
-    weight = item.pop("weight")
-    return OpAnnotation(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in item.items()},
-        weight=QuantSpec(**weight) if weight else None,
-    )
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in item.items()}
+    weight = fields.pop("weight")
+    return OpAnnotation(**fields, weight=QuantSpec(**weight) if weight else None)
 
 
 def _spec(item: dict[str, Any]) -> Spec:
