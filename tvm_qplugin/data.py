@@ -53,9 +53,7 @@ def open_samples(
     """
     how = as_preprocess(preprocess)
     if not isinstance(source, str | os.PathLike):
-        return (
-            source
-            return source if how is None else _mapped(source, how)
+        return source if how is None else _mapped(source, how)
     path = _existing(source)
     if path.is_dir():
         files = _images(path)
@@ -195,7 +193,7 @@ def _choose(path: Path, inputs: Sequence[str], key: str | None, without: str = "
     elif inputs and all(name in headers for name in inputs):
         return {name: name for name in inputs} if len(inputs) > 1 else {"": inputs[0]}
     else:
-        candidates = ["x", *headers] if "x" in headers or len(headers) == 1 else []
+        candidates = ["x"] if "x" in headers else list(headers)[: len(headers) == 1]
     if len(inputs) > 1 or not candidates or candidates[0] not in headers:
         wanted = repr(key) if key is not None else ", ".join(map(repr, inputs)) or "'x'"
         raise CalibrationError(

@@ -80,7 +80,7 @@ def fit_sample(index: int, sample: Sample, inputs: Sequence[ModelInput]) -> list
 def _by_position(index: int, sample: Sample, inputs: Sequence[ModelInput]) -> list[Any]:
     if isinstance(sample, Mapping):
         return _by_name(index, sample, inputs)
-    if hasattr(sample, "shape") or np.isscalar(sample):
+    if hasattr(sample, "shape") or isinstance(sample, int | float):
         values = [sample]
     elif isinstance(sample, Sequence) and not isinstance(sample, str | bytes):
         values = list(sample)
