@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, cast
 
@@ -36,9 +37,9 @@ def find_profile(name: str | TargetProfile) -> TargetProfile:
 
 def tvm_target(profile: TargetProfile) -> tvm.target.Target:
     """The profile's TVM target; "host" values are read off this machine."""
-    detected = {"mcpu": _host_cpu, "num-cores": lambda: os.cpu_count() or 1}
+    detected: dict[str, Callable[[], Any]] = {"mcpu": _host_cpu, "num-cores": lambda: os.cpu_count() or 1}
     config: dict[str, Any] = {k: detected[k]() if v == "host" else v for k, v in profile.tvm.items()}
-    return tvm.target.Target(config)  # type: ignore[no-untyped-call]
+    return tvm.target.Target(config)
 
 
 def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
