@@ -181,7 +181,7 @@ def test_other_errors():
         calibrate(TwoInputs, [[X, np.float32([1, 2])]])
     with pytest.raises(CalibrationError, match="no tensor is called 'nope'"):
         calibrate(Model, SAMPLES, names=["nope"])
-    with pytest.raises(CalibrationError, match="observers are given for .* not observed: z"):
+    with pytest.raises(CalibrationError, match=r"observers are given for .* not observed: z"):
         calibrate(Model, SAMPLES, observer={"z": "min_max"})
     with pytest.raises(CalibrationError, match="'median' is unknown"):
         calibrate(Model, SAMPLES, observer="median")
