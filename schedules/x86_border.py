@@ -61,10 +61,19 @@ def copy(source: Buffer, at: Index, buffer: Buffer, start: Index, count: int, wi
     each_piece(count, 16 if widen else 64, write)
 
 
+def workspace(size: int, dtype: str) -> Buffer:
+    """A flat buffer of exactly ``size`` elements; call it at the top of the function."""
+    buffer = T.sblock_alloc_buffer((size,), dtype)
+    # An opaque use. CompactBufferAllocation would shrink the buffer to what it takes for the accessed
+    # region, which under conditions on a loop's index it computes from the index itself (TVM 0.27).
+    T.evaluate(buffer.data)
+    return buffer
+
+
 def padded_copy(scratch: Scratch, source: Buffer, dtype: str, zero: int) -> Buffer:
     """A new buffer with the scratch's contents and ``SLACK`` elements behind them."""
     size = math.prod(scratch.box)
-    buffer = T.sblock_alloc_buffer((size + SLACK,), scratch.dtype)
+    buffer = workspace(size + SLACK, scratch.dtype)
     images, rows = scratch.box[:2]
     loop = T.parallel if size >= PARALLEL_ELEMENTS and images * rows > 1 else T.serial
     with loop(0, images * rows) as r:

@@ -1,14 +1,14 @@
-"""The x86 generator: register tiles of pixels x output channels, a reduction loop, an epilogue.
+"""The x86 generator: one parallel loop over register tiles of pixels x output channels.
 
-One parallel loop runs over all tiles; each kind of tile (sizes differ by one, the last block of channels
-may be partial) is emitted once, under a condition.
+Each kind of tile (sizes differ by one, the last block of channels may be partial) is emitted once, under
+a condition on the loop's index.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 from tvm.script.ir_builder import IRBuilder
 
@@ -16,76 +16,9 @@ from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, T
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
-from tvm_qplugin.schedules.x86_isa import (
-    Buffer,
-    Expr,
-    Index,
-    Isa,
-    T,
-    accumulator,
-    dot_int16,
-    dot_uint8,
-    fma,
-    load,
-    splat,
-    store,
-)
+from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
-
-UNROLLED_SPAN = 4
-
-
-@dataclass(frozen=True)
-class Block:
-    """Tiles of ``part.size`` channel vectors; ``valid`` channels of the last vector exist."""
-
-    part: Part
-    valid: int
-
-
-@dataclass(frozen=True)
-class Spot:
-    """One register tile: where it reads and writes."""
-
-    source: Expr
-    out: Expr
-    block: Expr
-    pixels: tuple[tuple[int, int], ...]
-    vectors: int
-    valid: int
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What the emitting functions share."""
-
-    isa: Isa
-    tile: Tile
-    geometry: Geometry
-    source: Buffer
-    source_dtype: str
-    constant: Buffer
-    out: Buffer
-
-    def weights(self, at: Index) -> Expr:
-        """The packed weights of one multiply, from element ``at``."""
-        return load(self.constant, at, self.isa.lanes * self.isa.depth)
-
-    def bias(self, block: Index) -> Expr:
-        """What the accumulators of a vector of channels start from."""
-        return self._channels(block, 0, self.isa.accumulator)
-
-    def scale(self, block: Index) -> Expr:
-        """Multipliers of a vector of channels."""
-        return self._channels(block, 1, "float32")
-
-    def _channels(self, block: Index, row: int, dtype: str) -> Expr:
-        g, lanes = self.geometry, self.isa.lanes
-        width = lanes if self.isa.depth == 1 else lanes * 4
-        vectors = g.groups * g.blocks
-        at = vectors * g.steps * lanes * g.depth + (block + row * vectors) * width
-        value = load(self.constant, at, width)
-        return value if self.isa.depth == 1 else T.reinterpret(f"{dtype}x{lanes}", value)
 
 
 class Epilogue(Protocol):
@@ -101,7 +34,7 @@ class Epilogue(Protocol):
         """Value of the output's halo."""
         ...
 
-    def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         ...
 
@@ -144,50 +77,30 @@ def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
 
 
 def _walk(k: Kernel, epilogue: Epilogue) -> None:
-    """The loop over all tiles."""
+    """The loop over all tiles: the index gives group, channel vectors, image, rows and columns."""
     g = k.geometry
-    images, rows, columns = (Axis(1, 0), Axis(1, 0), *g.pixels)[-3:]
-    row_parts = balanced(rows.extent, k.tile.rows)
-    column_parts = balanced(columns.extent, max(1, k.tile.mt // k.tile.rows))
-    blocks = _blocks(g, k.tile.nt)
-    n_rows, n_columns = _total(row_parts), _total(column_parts)
-    n_blocks = _total([block.part for block in blocks])
-    tiles, units = images.extent * n_rows * n_columns, g.groups * n_blocks
+    axes = (Axis(1, 0), Axis(1, 0), *g.pixels)[-3:]
+    cuts = (
+        balanced(axes[1].extent, k.tile.rows),
+        balanced(axes[2].extent, max(1, k.tile.mt // k.tile.rows)),
+        _blocks(g, k.tile.nt),
+    )
+    n_rows, n_columns, n_blocks = (sum(part.count for part in parts) for parts in cuts)
+    tiles, units = axes[0].extent * n_rows * n_columns, g.groups * n_blocks
     parallel = g.instructions >= MIN_PARALLEL_INSTRUCTIONS and tiles * units > 1
     with (T.parallel if parallel else T.serial)(0, tiles * units) as t:
         unit, place = _decode(t, tiles, units, k.tile.order)
-        row, column = T.floormod(T.floordiv(place, n_columns), n_rows), T.floormod(place, n_columns)
+        group, block = T.floordiv(unit, n_blocks), T.floormod(unit, n_blocks)
         image = T.floordiv(place, n_columns * n_rows)
-        group, block_index = T.floordiv(unit, n_blocks), T.floormod(unit, n_blocks)
+        row, column = T.floormod(T.floordiv(place, n_columns), n_rows), T.floormod(place, n_columns)
 
-        def tile(block: Block, row_part: Part, column_part: Part) -> None:
-            y, x = _start(row, row_part), _start(column, column_part)
-            first = _start(block_index, block.part)
-            spot = Spot(
-                g.source_origin
-                + group * g.group_step
-                + (image * images.source + y * rows.source + x * columns.source),
-                g.out_origin
-                + (group * g.channels + first * g.lanes)
-                + (image * images.out + y * rows.out + x * columns.out),
-                group * g.blocks + first,
-                _pixels(rows, columns, row_part.size, column_part.size),
-                block.part.size,
-                block.valid,
+        def emit(parts: list[Part]) -> None:
+            y, x, first = (
+                i * part.size + part.offset for i, part in zip((row, column, block), parts, strict=True)
             )
-            _tile(k, spot, epilogue)
+            _tile(k, _spot(g, axes, (image, y, x), group, first, parts), epilogue)
 
-        def with_block(block: Block) -> None:
-            _branch(
-                row,
-                row_parts,
-                [p.count for p in row_parts],
-                lambda r: _branch(
-                    column, column_parts, [p.count for p in column_parts], lambda c: tile(block, r, c)
-                ),
-            )
-
-        _branch(block_index, blocks, [b.part.count for b in blocks], with_block)
+        _branch([row, column, block], cuts, emit)
 
 
 def _decode(t: Expr, tiles: int, units: int, order: str) -> tuple[Expr, Expr]:
@@ -197,46 +110,58 @@ def _decode(t: Expr, tiles: int, units: int, order: str) -> tuple[Expr, Expr]:
     return T.floormod(t, units), T.floordiv(t, units)
 
 
-def _blocks(g: Geometry, largest: int) -> list[Block]:
-    """The parts of a group's channel vectors; a partial last vector gets a part of its own."""
-    blocks = [Block(part, g.lanes) for part in balanced(g.blocks, largest)]
+def _blocks(g: Geometry, largest: int) -> list[Part]:
+    """The parts of a group's channel vectors; a tile whose last vector is partial is a part of its own."""
+    parts = balanced(g.blocks, largest)
     valid = g.channels % g.lanes
     if valid:
-        last = blocks.pop().part
+        last = parts.pop()
         if last.count > 1:
-            blocks.append(Block(Part(last.count - 1, last.size, last.offset), g.lanes))
-        blocks.append(Block(Part(1, last.size, last.offset), valid))
-    return blocks
+            parts.append(replace(last, count=last.count - 1))
+        parts.append(replace(last, count=1, valid=valid))
+    return parts
 
 
-def _total(parts: Sequence[Part]) -> int:
-    return sum(part.count for part in parts)
+def _branch(indices: Sequence[Expr], cuts: Sequence[list[Part]], emit: Callable[[list[Part]], None]) -> None:
+    """Call ``emit`` for every combination of parts, under the condition that the indices lie in them."""
+    if not indices:
+        emit([])
+        return
 
+    def cut(parts: list[Part], start: int) -> None:
+        part, rest = parts[0], parts[1:]
 
-def _start(index: Expr, part: Part) -> Expr:
-    return index * part.size + part.offset
+        def inside() -> None:
+            _branch(indices[1:], cuts[1:], lambda others: emit([part, *others]))
 
-
-def _branch(index: Expr, parts: Sequence[Any], counts: Sequence[int], body: Callable[[Any], None]) -> None:
-    """Emit ``body`` for every part, each under the condition that ``index`` lies in it."""
-
-    def emit(i: int, stop: int) -> None:
-        if i == len(parts) - 1:
-            body(parts[i])
+        if not rest:
+            inside()
             return
-        with T.If(index < stop):
+        with T.If(indices[0] < start + part.count):
             with T.Then():
-                body(parts[i])
+                inside()
             with T.Else():
-                emit(i + 1, stop + counts[i + 1])
+                cut(rest, start + part.count)
 
-    emit(0, counts[0])
+    cut(cuts[0], 0)
 
 
-def _pixels(rows: Axis, columns: Axis, height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Offsets (source, output) of the pixels of a tile."""
-    places = [(y, x) for y in range(height) for x in range(width)]
-    return tuple((y * rows.source + x * columns.source, y * rows.out + x * columns.out) for y, x in places)
+def _spot(
+    g: Geometry, axes: tuple[Axis, ...], at: tuple[Expr, ...], group: Expr, block: Expr, parts: list[Part]
+) -> Spot:
+    """The tile at (image, row, column) ``at`` and vector ``block`` of a group."""
+    rows, columns = axes[1:]
+    places = [(y, x) for y in range(parts[0].size) for x in range(parts[1].size)]
+    source = sum(i * axis.source for i, axis in zip(at, axes, strict=True))
+    out = sum(i * axis.out for i, axis in zip(at, axes, strict=True))
+    return Spot(
+        source + group * g.group_step + g.source_origin,
+        out + (group * g.channels + block * g.lanes + g.out_origin),
+        group * g.blocks + block,
+        tuple((y * rows.source + x * columns.source, y * rows.out + x * columns.out) for y, x in places),
+        parts[2].size,
+        parts[2].valid or g.lanes,
+    )
 
 
 def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
@@ -244,93 +169,5 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
         T.reads()
         T.writes()
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
-        for j in range(spot.vectors):
-            for row in acc:
-                store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
-        _reduce(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
-        if k.geometry.folds:
-            _reduce_folded(k, spot, acc)
+        reduce(k, spot, acc)
         epilogue.finish(k, spot, acc)
-
-
-def _reduce(
-    k: Kernel,
-    spot: Spot,
-    acc: list[list[Buffer]],
-    taps: tuple[Axis, ...],
-    offset: Index,
-    step: Index,
-    unroll: bool,
-) -> None:
-    """Loops over ``taps``, then over the span; ``step`` counts the weights' steps."""
-    if taps:
-
-        def body(i: Index) -> None:
-            _reduce(k, spot, acc, taps[1:], offset + i * taps[0].source, step * taps[0].extent + i, unroll)
-
-        _repeat(taps[0].extent, unroll, body)
-        return
-    g = k.geometry
-    per_span = g.full_steps + g.has_tail
-    short = unroll or g.full_steps <= UNROLLED_SPAN
-    _repeat(g.full_steps, short, lambda i: _multiply(k, spot, acc, offset + i * g.depth, step * per_span + i))
-    if g.has_tail:
-        at = offset + max(g.span - g.depth, 0)
-        _multiply(k, spot, acc, at, step * per_span + g.full_steps)
-
-
-def _reduce_folded(k: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
-    """The last steps of a geometry that folds: one element of each tap, gathered in scalar registers."""
-    g = k.geometry
-    taps = range(g.outer)
-    for n in range(0, g.outer, g.depth):
-        offsets = [tap * g.taps[0].source + g.span - 1 for tap in taps[n : n + g.depth]]
-        _multiply(k, spot, acc, offsets, g.outer * g.full_steps + n // g.depth)
-
-
-def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
-    if unroll or extent <= 1:
-        for i in range(extent):
-            body(i)
-        return
-    with T.serial(0, extent) as i:
-        body(i)
-
-
-def _multiply(k: Kernel, spot: Spot, acc: list[list[Buffer]], offset: Index | list[int], step: Index) -> None:
-    """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
-    isa, width = k.isa, k.isa.lanes * k.isa.depth
-    base = (spot.block * k.geometry.steps + step) * width
-    for (place, _), row in zip(spot.pixels, acc, strict=True):
-        activation = _broadcast(k, spot.source + place, offset)
-        for j, cell in enumerate(row):
-            weights = k.weights(base + j * (k.geometry.steps * width))
-            store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
-
-
-def _broadcast(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
-    """``depth`` activations in every lane."""
-    isa = k.isa
-    if isa.depth == 1:
-        return splat(load(k.source, at + offset, 1), isa.lanes)
-    word = _word(k, at, offset)
-    return T.reinterpret(f"{k.source_dtype}x{isa.lanes * isa.depth}", splat(word, isa.lanes))
-
-
-def _word(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
-    """The activations from ``at + offset`` on as one int32, or one byte from each of several offsets."""
-    if not isinstance(offset, list):
-        return T.reinterpret("int32", load(k.source, at + offset, k.isa.depth))
-    word = T.Cast("int32", load(k.source, at + offset[0], 1))
-    for n, place in enumerate(offset[1:], 1):
-        byte = T.Cast("int32", load(k.source, at + place, 1))
-        word = T.bitwise_or(word, T.shift_left(byte, T.int32(8 * n)))
-    return word
-
-
-def _accumulate(isa: Isa, acc: Expr, activation: Expr, weights: Expr) -> Expr:
-    if isa.depth == 4:
-        return dot_uint8(isa, acc, activation, weights)
-    if isa.depth == 2:
-        return dot_int16(acc, activation, T.Cast(f"int16x{isa.lanes * 2}", weights))
-    return fma(activation, weights, acc, isa.lanes)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import constant, powers_of_two
-from tvm_qplugin.schedules.x86_emit import Kernel, Spot
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -22,6 +21,7 @@ from tvm_qplugin.schedules.x86_isa import (
     store,
 )
 from tvm_qplugin.schedules.x86_pack import Requantization
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 
 Cell = tuple[int, int]
 
@@ -38,7 +38,7 @@ class IntegerEpilogue:
         """Zero point of the output."""
         return self.requantization.zero_point
 
-    def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         for cells in quads(len(spot.pixels), spot.vectors):
             four = (cells + [cells[-1]] * 3)[:4]
@@ -48,7 +48,7 @@ class IntegerEpilogue:
             for start, lanes in _runs(kernel, spot, cells):
                 _store_lanes(kernel, spot.out + start, buffer, lanes)
 
-    def _rounded(self, k: Kernel, spot: Spot, acc: list[list[Buffer]], i: int, j: int) -> Expr:
+    def _rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
         lanes, q = k.isa.lanes, self.requantization
         value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * k.scale(spot.block + j)
         if q.guarded:
@@ -77,7 +77,7 @@ class FloatEpilogue:
     zero_in: int = 0
     zero_out: int = 0
 
-    def finish(self, kernel: Kernel, spot: Spot, acc: list[list[Buffer]]) -> None:
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         lanes = kernel.isa.lanes
         for (_, out), row in zip(spot.pixels, acc, strict=True):

@@ -1,6 +1,8 @@
-"""From a planned call to its implementation: pack the constants, choose the epilogue, generate."""
+"""A planned call: its instruction set and geometry, the tiles that suit it, its implementation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,27 +12,56 @@ from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Isa
 from tvm_qplugin.schedules.x86_pack import fold_zero_point, join, pack_channels, pack_weights, requantization
-from tvm_qplugin.schedules.x86_tiles import Tile
+from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
 
 
-def implement_integer(call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile) -> Implementation | None:
-    """Integer kernel; None when the folded bias does not fit int32."""
-    weights = np.asarray(call.constants[1])
-    factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), (weights.shape[0],))
-    bias = fold_zero_point(weights, np.asarray(call.constants[2]), int(call.params["in_zp"]))
-    if bias is None:
-        return None
-    epilogue = IntegerEpilogue(
-        requantization(call.params, call.out.dtype, weights, bias, factor), int(call.params["in_zp"])
-    )
-    packed = [pack_channels(values, geometry) for values in (bias, factor)]
-    return implement(call, isa, geometry, tile, epilogue, join(pack_weights(weights, geometry), *packed))
+@dataclass(frozen=True)
+class Plan:
+    """How a call will be computed, up to the choice of a tile."""
+
+    call: KernelCall
+    isa: Isa
+    geometry: Geometry
+
+    def default(self) -> Tile:
+        """The tile of least estimated cost."""
+        return default_tile(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+
+    def candidates(self) -> list[Tile]:
+        """Tiles worth measuring, the default first."""
+        return candidate_tiles(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+
+    def implement(self, tile: Tile) -> Implementation | None:
+        """Pack the constants and generate; None when the folded bias does not fit int32."""
+        if self.isa.accumulator == "float32":
+            return self._implement_float(tile)
+        return self._implement_integer(tile)
+
+    def _implement_integer(self, tile: Tile) -> Implementation | None:
+        call, geometry = self.call, self.geometry
+        weights = np.asarray(call.constants[1])
+        factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), (weights.shape[0],))
+        zero = int(call.params["in_zp"])
+        bias = fold_zero_point(weights, np.asarray(call.constants[2]), zero)
+        if bias is None:
+            return None
+        epilogue = IntegerEpilogue(requantization(call.params, call.out.dtype, weights, bias, factor), zero)
+        packed = [pack_channels(values, geometry) for values in (bias, factor)]
+        constant = join(pack_weights(weights, geometry), *packed)
+        return implement(call, self.isa, geometry, tile, epilogue, constant)
+
+    def _implement_float(self, tile: Tile) -> Implementation:
+        call, geometry = self.call, self.geometry
+        weights = np.asarray(call.constants[1], "float32")
+        bias = np.broadcast_to(np.asarray(call.constants[2], "float32"), (weights.shape[0],))
+        epilogue = FloatEpilogue(call.params.get("lo"), call.params.get("hi"))
+        constant = join(pack_weights(weights, geometry), pack_channels(bias, geometry))
+        return implement(call, self.isa, geometry, tile, epilogue, constant)
 
 
-def implement_float(call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile) -> Implementation:
-    """Float kernel with an optional clip."""
-    weights = np.asarray(call.constants[1], "float32")
-    bias = np.broadcast_to(np.asarray(call.constants[2], "float32"), (weights.shape[0],))
-    epilogue = FloatEpilogue(call.params.get("lo"), call.params.get("hi"))
-    constant = join(pack_weights(weights, geometry), pack_channels(bias, geometry))
-    return implement(call, isa, geometry, tile, epilogue, constant)
+def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
+    """Whether it is one of the named kernels, of served dtypes, constant but for its activation."""
+    if call.name not in kernels or any(i not in call.constants for i in range(1, len(call.args))):
+        return False
+    dtypes = (call.args[1].dtype, call.out.dtype)
+    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("float32", "float32"))

@@ -47,18 +47,22 @@ class Shape:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` tiles of ``size``; tile number t of the whole starts at ``t * size + offset``."""
+    """``count`` tiles of ``size``; tile number t of the whole starts at ``t * size + offset``.
+
+    ``valid``: of a tile of channel vectors, how many channels of the last vector exist; 0: all.
+    """
 
     count: int
     size: int
     offset: int
+    valid: int = 0
 
 
 def balanced(extent: int, largest: int) -> list[Part]:
     """Cut ``extent`` into tiles of at most ``largest`` whose sizes differ by at most one.
 
-    >>> balanced(35, 14)
-    [Part(count=2, size=12, offset=0), Part(count=1, size=11, offset=2)]
+    >>> [(part.count, part.size, part.offset) for part in balanced(35, 14)]
+    [(2, 12, 0), (1, 11, 2)]
     """
     tiles = -(-extent // largest)
     small, bigger = divmod(extent, tiles)

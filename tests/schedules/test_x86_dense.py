@@ -94,6 +94,14 @@ def test_classifiers_of_known_networks(isa: str, shape: tuple[int, int, int]) ->
     np.testing.assert_array_equal(run(call, x, isa), expected)
 
 
+def test_workspace_keeps_its_size() -> None:
+    """TVM's CompactBufferAllocation fails on this shape when the workspace has no opaque use."""
+    call, _, _ = integer_call((7, 5), 9, "uint8", "uint8", 0, 0, 0)
+    implementation = x86_dense.rule(call, target_of("avx2"))
+    assert implementation is not None
+    tvm.tirx.build(implementation.func.with_attr("global_symbol", "main"), target=target_of("avx2"))
+
+
 @pytest.mark.parametrize("isa", runnable())
 @pytest.mark.parametrize("bounds", [(None, None), (0.0, 6.0)])
 def test_float_dense(isa: str, bounds: tuple[float | None, float | None]) -> None:

@@ -1,0 +1,164 @@
+"""One register tile of the x86 generator: the reduction over kernel taps and input channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
+from tvm_qplugin.schedules.x86_isa import (
+    Buffer,
+    Expr,
+    Index,
+    Isa,
+    T,
+    dot_int16,
+    dot_uint8,
+    fma,
+    load,
+    splat,
+    store,
+)
+from tvm_qplugin.schedules.x86_tiles import Tile
+
+UNROLLED_SPAN = 4
+
+Cells = list[list[Buffer]]
+
+
+@dataclass(frozen=True)
+class Spot:
+    """One register tile: where it reads and writes."""
+
+    source: Expr
+    out: Expr
+    block: Expr
+    pixels: tuple[tuple[int, int], ...]
+    vectors: int
+    valid: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the emitting functions share."""
+
+    isa: Isa
+    tile: Tile
+    geometry: Geometry
+    source: Buffer
+    source_dtype: str
+    constant: Buffer
+    out: Buffer
+
+    def weights(self, at: Index) -> Expr:
+        """The packed weights of one multiply, from element ``at``."""
+        return load(self.constant, at, self.isa.lanes * self.isa.depth)
+
+    def bias(self, block: Index) -> Expr:
+        """What the accumulators of a vector of channels start from."""
+        return self._channels(block, 0, self.isa.accumulator)
+
+    def scale(self, block: Index) -> Expr:
+        """Multipliers of a vector of channels."""
+        return self._channels(block, 1, "float32")
+
+    def _channels(self, block: Index, row: int, dtype: str) -> Expr:
+        g, lanes = self.geometry, self.isa.lanes
+        width = lanes if self.isa.depth == 1 else lanes * 4
+        vectors = g.groups * g.blocks
+        at = vectors * g.steps * lanes * g.depth + (block + row * vectors) * width
+        value = load(self.constant, at, width)
+        return value if self.isa.depth == 1 else T.reinterpret(f"{dtype}x{lanes}", value)
+
+
+def reduce(k: Kernel, spot: Spot, acc: Cells) -> None:
+    """Start every accumulator ``acc[pixel][vector]`` from its bias and add all products."""
+    for j in range(spot.vectors):
+        for row in acc:
+            store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
+    _loops(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
+    if k.geometry.folds:
+        _folded_steps(k, spot, acc)
+
+
+def _loops(
+    k: Kernel,
+    spot: Spot,
+    acc: Cells,
+    taps: tuple[Axis, ...],
+    offset: Index,
+    step: Index,
+    unroll: bool,
+) -> None:
+    """Loops over ``taps``, then over the span; ``step`` counts the weights' steps."""
+    if taps:
+
+        def body(i: Index) -> None:
+            _loops(k, spot, acc, taps[1:], offset + i * taps[0].source, step * taps[0].extent + i, unroll)
+
+        _repeat(taps[0].extent, unroll, body)
+        return
+    g = k.geometry
+    per_span = g.full_steps + g.has_tail
+    short = unroll or g.full_steps <= UNROLLED_SPAN
+    _repeat(g.full_steps, short, lambda i: _multiply(k, spot, acc, offset + i * g.depth, step * per_span + i))
+    if g.has_tail:
+        at = offset + max(g.span - g.depth, 0)
+        _multiply(k, spot, acc, at, step * per_span + g.full_steps)
+
+
+def _folded_steps(k: Kernel, spot: Spot, acc: Cells) -> None:
+    """The last steps of a geometry that folds: one element of each tap, gathered in scalar registers."""
+    g = k.geometry
+    taps = range(g.outer)
+    for n in range(0, g.outer, g.depth):
+        offsets = [tap * g.taps[0].source + g.span - 1 for tap in taps[n : n + g.depth]]
+        _multiply(k, spot, acc, offsets, g.outer * g.full_steps + n // g.depth)
+
+
+def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
+    if unroll or extent <= 1:
+        for i in range(extent):
+            body(i)
+        return
+    with T.serial(0, extent) as i:
+        body(i)
+
+
+def _multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step: Index) -> None:
+    """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
+    isa, width = k.isa, k.isa.lanes * k.isa.depth
+    base = (spot.block * k.geometry.steps + step) * width
+    for (place, _), row in zip(spot.pixels, acc, strict=True):
+        activation = _broadcast(k, spot.source + place, offset)
+        for j, cell in enumerate(row):
+            weights = k.weights(base + j * (k.geometry.steps * width))
+            store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
+
+
+def _broadcast(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
+    """``depth`` activations in every lane."""
+    isa = k.isa
+    if isa.depth == 1:
+        return splat(load(k.source, at + offset, 1), isa.lanes)
+    word = _word(k, at, offset)
+    return T.reinterpret(f"{k.source_dtype}x{isa.lanes * isa.depth}", splat(word, isa.lanes))
+
+
+def _word(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
+    """The activations from ``at + offset`` on as one int32, or one byte from each of several offsets."""
+    if not isinstance(offset, list):
+        return T.reinterpret("int32", load(k.source, at + offset, k.isa.depth))
+    word = T.Cast("int32", load(k.source, at + offset[0], 1))
+    for n, place in enumerate(offset[1:], 1):
+        byte = T.Cast("int32", load(k.source, at + place, 1))
+        word = T.bitwise_or(word, T.shift_left(byte, T.int32(8 * n)))
+    return word
+
+
+def _accumulate(isa: Isa, acc: Expr, activation: Expr, weights: Expr) -> Expr:
+    if isa.depth == 4:
+        return dot_uint8(isa, acc, activation, weights)
+    if isa.depth == 2:
+        return dot_int16(acc, activation, T.Cast(f"int16x{isa.lanes * 2}", weights))
+    return fma(activation, weights, acc, isa.lanes)
