@@ -74,13 +74,18 @@ def _worth_inlining(sch: s_tir.Schedule, block: Block, consumers: list[Block]) -
     )
     if after_reduction and any(c.branches for c in consumers):
         return False
-    repeated = len(consumers) > 1 or any(_reuses(c) or c.work > block.work for c in consumers)
+    repeated = len(consumers) > 1 or any(_reuses(c, block) for c in consumers)
     return not (repeated and (block.heavy or block.branches or block.gathers))
 
 
-def _reuses(consumer: Block) -> bool:
-    """Whether a consumer reads the same element many times: a reduction with an axis some load lacks."""
-    return bool(consumer.reduction) and any(
+def _reuses(consumer: Block, block: Block) -> bool:
+    """Whether a consumer reads the same element many times: it broadcasts, or is a kind of product.
+
+    Overlapping windows (pooling) do not count.
+    """
+    if not consumer.reduction:
+        return consumer.work > block.work
+    return any(
         load.strides[axis] == 0 and consumer.extents[axis] > 1
         for load in consumer.loads
         for axis in consumer.spatial

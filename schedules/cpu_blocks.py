@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
@@ -61,6 +61,20 @@ class Block:
     def reduction(self) -> list[int]:
         """Positions of the reduction axes."""
         return [i for i, kind in enumerate(self.kinds) if kind == REDUCTION]
+
+    def permuted(self, order: Sequence[int]) -> Block:
+        """The same block with its axes in another order; it must have no cuts."""
+
+        def moved(load: Load) -> Load:
+            return replace(load, strides=tuple(load.strides[i] for i in order))
+
+        return replace(
+            self,
+            extents=tuple(self.extents[i] for i in order),
+            kinds=tuple(self.kinds[i] for i in order),
+            loads=tuple(moved(load) for load in self.loads),
+            store=moved(self.store),
+        )
 
     @property
     def gathers(self) -> bool:

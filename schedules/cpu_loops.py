@@ -20,6 +20,7 @@ def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
     if any(axis < len(block.extents) - 1 for axis in block.cuts) and block.work >= BORDER_WORK:
         _schedule_bordered(sch, block, threads)
         return
+    block = _near_what_it_reads(sch, block)
     loops = sch.get_loops(block.rv)
     outer = _outer_count(block, len(loops), threads)
     _shape_inner(sch, block, max(outer, _contiguous_from(block)))
@@ -87,6 +88,18 @@ def _contiguous_from(block: Block) -> int:
 def _transposes(block: Block) -> bool:
     """Whether some load jumps along the last axis."""
     return any(load.strides[-1] not in (0, 1, None) for load in block.loads)
+
+
+def _near_what_it_reads(sch: s_tir.Schedule, block: Block) -> Block:
+    """Move the axis along which a transposing block reads memory next to the one along which it writes."""
+    rank = len(block.extents)
+    steps = [i for load in block.loads for i in range(rank - 2) if load.strides[i] == 1]
+    if not steps or block.branches or block.extents[-1] <= UNROLL or not _transposes(block):
+        return block
+    order = [*(i for i in range(rank - 1) if i != steps[0]), steps[0], rank - 1]
+    loops = sch.get_loops(block.rv)
+    sch.reorder(*(loops[i] for i in order))
+    return block.permuted(order)
 
 
 def _parallel(sch: s_tir.Schedule, loops: list[Any]) -> None:

@@ -14,23 +14,28 @@ from tvm_qplugin.kernels.movement import padded
 
 
 def qavgpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """The window's sum, requantized by ``multiplier / n``; padding counts only if asked to."""
+    """The window's sum, requantized by ``multiplier / n``; padding counts only if asked to.
+
+    Raw codes are summed, in int16 where they fit; padding holds the zero point, which adds nothing.
+    """
     (x,) = inputs
     source = padded(x, p["padding"], p["in_zp"])
     rows, cols = _axes(p)
+    taps = p["pool"][0] * p["pool"][1]
+    narrow = "int16" if taps * 256 < 2**15 else "int32"
     total = te.compute(
         out.shape,
         lambda n, h, w, c: te.sum(
-            wide(source[n, _at(p, 0, h, rows), _at(p, 1, w, cols), c], p["in_zp"]), axis=[rows, cols]
+            source[n, _at(p, 0, h, rows), _at(p, 1, w, cols), c].astype(narrow), axis=[rows, cols]
         ),
         name="pool",
     )
     factor = _average_factor(p, x)
-    return te.compute(
-        out.shape,
-        lambda n, h, w, c: finish(total[n, h, w, c], factor(h, w), p, out.dtype),
-        name="requantize",
-    )
+
+    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
+        return finish(wide(total[n, h, w, c], taps * p["in_zp"]), factor(h, w), p, out.dtype)
+
+    return te.compute(out.shape, element, name="requantize")
 
 
 def qmaxpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
