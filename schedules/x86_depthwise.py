@@ -48,11 +48,11 @@ def candidates(call: KernelCall, target: tvm.target.Target) -> list[Config]:
     isa = plan(call, target)
     if isa is None:
         return []
-    w, cores = window(call), _cores(target)
+    w, cores = window(call), cores_of(target)
     found: dict[Config, None] = {}
-    for mode in _modes(w, isa):
-        for rows, columns in _tiles(w, isa):
-            found[_config(w, isa, cores, mode, rows, columns)] = None
+    for mode in cut_modes(w, isa):
+        for rows, columns in tile_sizes(w, isa):
+            found[complete(w, isa, cores, mode, rows, columns)] = None
     return list(found)
 
 
@@ -68,7 +68,7 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Isa | None:
     if weight[1] * weight[2] > MAX_TAPS:
         return None
     isa = select_isa(call.args[0].dtype, target)
-    while isa is not None and not _modes(window(call), isa):
+    while isa is not None and not cut_modes(window(call), isa):
         isa = NARROWER.get(isa.name)
         isa = isa if isa and supports(isa, target) else None
     return isa
@@ -89,7 +89,7 @@ def with_config(call: KernelCall, target: tvm.target.Target, config: Config) -> 
     cut, weights = blocks(w, config.mode, 4 * isa.lanes), weight_plan(w, isa, rows)
     zero = int(call.params.get("in_zp", 0))
     kernel = Kernel(
-        isa, w, config, cut, source(w, config), weights, finish, call.args[0].dtype, zero, _cores(target)
+        isa, w, config, cut, source(w, config), weights, finish, call.args[0].dtype, zero, cores_of(target)
     )
     packed = pack_weights(np.asarray(call.constants[1])[..., 0], w, cut, isa, weights)
     return implement(call, kernel, (packed, *(pack_channels(v, cut, isa) for v in per_channel)))
@@ -108,11 +108,12 @@ def _numbers(call: KernelCall) -> tuple[Requantization | FloatClamp, list[Array]
     return requantization(call.params, call.out.dtype, weights, folded, factor), [folded, factor]
 
 
-def _cores(target: tvm.target.Target) -> int:
+def cores_of(target: tvm.target.Target) -> int:
+    """Threads to expect on the target."""
     return int(target.attrs.get("num-cores", 1))
 
 
-def _modes(w: Window, isa: Isa) -> list[str]:
+def cut_modes(w: Window, isa: Isa) -> list[str]:
     """Ways to cut a row in vectors, the best first: by pixel if the channels fill vectors well."""
     vector, channels = 4 * isa.lanes, w.channels
     if channels % vector == 0:
@@ -138,7 +139,7 @@ def _shared_rows(w: Window, isa: Isa) -> int:
     return max(1, min(1 + spare // w.strides[0], w.size[0], 4 if groups == 1 else 2))
 
 
-def _tiles(w: Window, isa: Isa) -> list[tuple[int, int]]:
+def tile_sizes(w: Window, isa: Isa) -> list[tuple[int, int]]:
     """Tiles (rows, columns), the best first: wide kernels need their registers for weights."""
     most, roomy = _shared_rows(w, isa), isa.registers == 32
     columns = 2 if roomy else 1
@@ -149,7 +150,7 @@ def _tiles(w: Window, isa: Isa) -> list[tuple[int, int]]:
     return list(dict.fromkeys([first, *others]))
 
 
-def _config(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
+def complete(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
     """Complete the knobs: whether to stage, and how many rows at a time."""
     stage = not w.bordered or (mode == "flat" and w.strides[1] > 1)
     height = w.size[0]

@@ -11,7 +11,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_border import fill_halo
 from tvm_qplugin.schedules.x86_depthwise_plan import Blocks
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
-from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_tile
+from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_max_tile, emit_tile
 from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
 from tvm_qplugin.schedules.x86_pack import Requantization
@@ -91,14 +91,16 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
     """All tiles of ``rows`` output rows."""
     b, w = k.blocks, k.window
     vector = VECTORS * k.isa.lanes
-    stride = b.period // w.channels * k.source.step
+    emit = emit_max_tile if k.maximum else emit_tile
+    stride = b.period * k.source.step // w.channels
 
     def tile(group: Index, v: Index, turn: Index, columns: int) -> None:
         start = v * vector
         if k.config.mode == "block" and w.channels % vector:
             start = T.min(start, w.channels - vector)
         at, to = base + group * stride + start, out + group * b.period + start
-        emit_tile(k, buffers, Spot(source, at, to, v + turn, columns))
+        phase = T.floormod(v + turn, 2) if b.uniform else v + turn
+        emit(k, buffers, Spot(source, at, to, phase, columns))
 
     done = 0
     for count, columns in balanced(b.groups, k.config.columns):
@@ -107,7 +109,7 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
     _loop(b.rest, lambda v: tile(b.groups, v, 0, 1))
     if b.tail:
         last = w.size[1] * w.channels - vector
-        emit_tile(k, buffers, Spot(source, base + last, out + last, T.int32(len(b.phases) - 1), 1))
+        emit(k, buffers, Spot(source, base + last, out + last, T.int32(len(b.phases) - 1), 1))
 
 
 def _tiles(

@@ -80,10 +80,15 @@ class Window:
 
 
 def window(call: KernelCall) -> Window:
-    """The shapes of a call."""
+    """The shapes of a convolution."""
+    kh, kw = call.args[1].shape[1:3]
+    return window_of(call, (kh, kw))
+
+
+def window_of(call: KernelCall, kernel: tuple[int, int]) -> Window:
+    """The shapes of a call with a window of ``kernel`` rows and columns."""
     p = call.params
     halo_in, halo_out = p.get("in_halo") or (0, 0, 0, 0), p.get("out_halo") or (0, 0, 0, 0)
-    kh, kw = call.args[1].shape[1:3]
     sh, sw = p["strides"]
     dh, dw = p.get("dilation") or (1, 1)
     n, height, width, channels = call.args[0].shape
@@ -92,7 +97,7 @@ def window(call: KernelCall) -> Window:
         (n, height, width, channels),
         (out_n, out_height, out_width, out_channels),
         (halo_out[0], halo_out[1], halo_out[2], halo_out[3]),
-        (kh, kw),
+        kernel,
         (sh, sw),
         (dh, dw),
         p["padding"][0] - halo_in[0],
@@ -106,7 +111,8 @@ class Blocks:
 
     ``groups`` whole periods of ``period`` output elements, then ``rest`` vectors of the next, then, if
     ``tail``, one that ends with the row and has the last phase. Constants of the only vector of a period are
-    stored twice and used in turn: LLVM would hoist them out of the loop and then spill them.
+    stored twice and used in turn: LLVM would hoist them out of the loop and then spill them. ``uniform``: all
+    channels have the same constants, stored twice for the same reason.
     """
 
     phases: tuple[int, ...]
@@ -115,6 +121,7 @@ class Blocks:
     groups: int
     rest: int
     tail: bool
+    uniform: bool = False
 
     @property
     def copies(self) -> int:
@@ -136,6 +143,14 @@ def blocks(w: Window, mode: str, vector: int) -> Blocks:
     groups = whole // (period // vector)
     tail = (row - vector) % channels if row % vector else None
     return _with_copies(starts, period, groups, whole - groups * (period // vector), tail)
+
+
+def uniform_blocks(w: Window, mode: str, vector: int) -> Blocks:
+    """The same where constants do not depend on the channel: any two vectors are alike."""
+    if mode == "block":
+        return Blocks((0, 0), -(-w.channels // vector), w.channels, w.size[1], 0, False, True)
+    groups, rest = divmod(w.size[1] * w.channels, vector)
+    return Blocks((0, 0), 1, vector, groups, 0, rest > 0, True)
 
 
 def _with_copies(starts: list[int], period: int, groups: int, rest: int, tail: int | None) -> Blocks:

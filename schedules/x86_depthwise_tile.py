@@ -62,6 +62,7 @@ class Kernel:
     dtype: str
     zero: int
     cores: int
+    maximum: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,7 @@ class Spot:
 def emit_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
     """``rows`` x ``columns`` output vectors: walk over the input columns, finish outputs as they complete."""
     w, isa, b = k.window, k.isa, k.blocks
-    stride = b.period // w.channels * k.source.step
-    places: dict[int, list[tuple[int, int]]] = {}
-    for m in range(spot.columns):
-        for kw in range(w.kernel[1]):
-            at = m * stride + k.source.column(kw * w.dilation[1], w.channels)
-            places.setdefault(at, []).append((m, kw))
+    places = _places(k, spot.columns)
     with T.sblock("tile"):
         T.reads()
         T.writes()
@@ -118,6 +114,41 @@ def emit_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
                     for row in range(k.config.rows):
                         out = spot.out + row * (w.out[2] * w.channels) + m * b.period
                         _finish(k, buffers, spot, acc[row][m], out)
+
+
+def _places(k: Kernel, columns: int) -> dict[int, list[tuple[int, int]]]:
+    """For every input column of a tile (an offset): which (output column, kernel column) meet there."""
+    stride = k.blocks.period * k.source.step // k.window.channels
+    places: dict[int, list[tuple[int, int]]] = {}
+    for m in range(columns):
+        for kw in range(k.window.kernel[1]):
+            at = m * stride + k.source.column(kw * k.window.dilation[1], k.window.channels)
+            places.setdefault(at, []).append((m, kw))
+    return places
+
+
+def emit_max_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
+    """``rows`` x ``columns`` vectors of bytes, each the maximum of its window."""
+    w, width, q = k.window, k.isa.bytes, k.finish
+    outputs = [(row, m) for row in range(k.config.rows) for m in range(spot.columns)]
+    with T.sblock("tile"):
+        T.reads()
+        T.writes()
+        acc = {output: T.sblock_alloc_buffer((width,), k.dtype) for output in outputs}
+        for cell in acc.values():
+            store(cell, 0, splat(constant(k.dtype, INTEGER_RANGE[k.dtype][0]), width), width)
+        for at, meeting in sorted(_places(k, spot.columns).items()):
+            for group in row_groups(w, k.config.rows, 1):
+                value = load(spot.source, spot.at + (at + group[0] * k.source.pitch), width)
+                for row, cell in [(row, acc[row, m]) for row in range(k.config.rows) for m, _ in meeting]:
+                    if taps(w, group, row, 1) != (None,):
+                        store(cell, 0, T.max(load(cell, 0, width), value), width)
+        for (row, m), cell in acc.items():
+            out = spot.out + row * (w.out[2] * w.channels) + m * k.blocks.period
+            bytes_ = load(cell, 0, width)
+            if isinstance(q, Requantization):
+                bytes_ = _clamp_bytes(q, bytes_, width)
+            store(buffers.y, out, bytes_, width)
 
 
 def _meets(k: Kernel, group: list[int], row: int) -> bool:
@@ -237,10 +268,15 @@ def _pack(q: Requantization, four: list[Expr], isa: Isa) -> Expr:
     if q.zero_point:
         halves = [add_saturating_int16(h, splat(T.int16(q.zero_point), isa.bytes // 2), isa) for h in halves]
     packed = pack_bytes(halves[0], halves[1], q.dtype, isa)
+    return _clamp_bytes(q, packed, isa.bytes)
+
+
+def _clamp_bytes(q: Requantization, packed: Expr, lanes: int) -> Expr:
+    """Clamp to ``[lo, hi]`` where that is less than the dtype's range."""
     lo, hi = INTEGER_RANGE[q.dtype]
     if q.hi < hi:
-        packed = T.min(packed, splat(constant(q.dtype, q.hi), isa.bytes))
-    return T.max(packed, splat(constant(q.dtype, q.lo), isa.bytes)) if q.lo > lo else packed
+        packed = T.min(packed, splat(constant(q.dtype, q.hi), lanes))
+    return T.max(packed, splat(constant(q.dtype, q.lo), lanes)) if q.lo > lo else packed
 
 
 def _clamp(q: FloatClamp, value: Expr, lanes: int) -> Expr:

@@ -24,7 +24,7 @@ FLAGS = {
     "alderlake": "avx_vnni",
     "haswell": "fma",
 }
-SOME = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SOME = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 MOBILENET_V1 = [
     (112, 32, 1),
     (112, 64, 2),
