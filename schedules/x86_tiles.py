@@ -92,7 +92,7 @@ def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
 
 def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
     work = mt * nt
-    step = max(float(work), 0.6 * mt + 1.1 * nt, 5.0) + 0.05 * (mt + nt)
+    step = max(float(work), 0.6 * mt + 1.1 * nt, 8.0) + 0.05 * (mt + nt)
     return steps * step + EPILOGUE * work * (1 + 0.01 * work) + TILE_OVERHEAD
 
 
