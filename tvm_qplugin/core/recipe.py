@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_qplugin.core.errors import RecipeError
+from tvm_qplugin.core.registry import Registry
 
 SCHEMES = ("int8", "float")
 
@@ -89,7 +90,10 @@ class Recipe:
             raise RecipeError(f"recipe: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from None
 
 
-RECIPES: dict[str, Recipe] = {"int8": Recipe(), "float": Recipe("float", "float")}
+RECIPES: Registry[Recipe] = Registry(
+    "recipe",
+    {"int8": "tvm_qplugin.core.recipes:INT8", "float": "tvm_qplugin.core.recipes:FLOAT"},
+)
 
 
 def find_recipe(recipe: str | Recipe | Mapping[str, Any]) -> Recipe:
