@@ -12,6 +12,7 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes.nhwc_movement import MOVED
 from tvm_qplugin.passes.nhwc_rules import ELEMENTWISE, RULES, WINDOWED
 from tvm_qplugin.passes.rebuild import (
     Rebuilder,
@@ -26,8 +27,6 @@ from tvm_qplugin.passes.rebuild import (
 Expr = Any
 Var = Any
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-# Where each NCHW axis goes.
-MOVED = {0: 0, 1: 3, 2: 1, 3: 2}
 
 
 @tvm.transform.module_pass(opt_level=0, name="ToNHWC")

@@ -23,7 +23,7 @@ def statistics(channels: int) -> list[Array]:
 
 
 def main_of(*calls: Any, shape: tuple[int, ...], keep: bool = False) -> IRModule:
-    """``main`` that applies ``calls`` (functions of an expression) in a row; ``keep`` returns the first as well."""
+    """``main`` applying ``calls`` (functions of an expression) in a row; ``keep``: returns the first too."""
     builder = relax.BlockBuilder()
     x = relax.Var("x", relax.TensorType(shape, "float32"))
     with builder.function("main", params=[x]):
