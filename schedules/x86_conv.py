@@ -9,8 +9,8 @@ from __future__ import annotations
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
-from tvm_qplugin.schedules.x86_geometry import conv_geometry
-from tvm_qplugin.schedules.x86_isa import select_isa
+from tvm_qplugin.schedules.x86_geometry import Axis, Geometry, Halo, Scratch, merge
+from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_kernel import Plan, computable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
@@ -44,3 +44,92 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Plan | None:
         return None
     isa = select_isa(call.args[0].dtype, target)
     return None if isa is None else Plan(call, isa, conv_geometry(call, isa))
+
+
+def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:
+    """NHWC convolution with physical halos around input and output (see the module)."""
+    _, height, width, c = call.args[0].shape
+    groups, o = call.params.get("groups", 1), call.out.shape[3]
+    scratch = _conv_scratch(call, isa)
+    top, left, *_ = _window(call)
+    if scratch:
+        (_, height, width, _), top, left = scratch.box, 0, 0
+    pitch, halo = width * c, _halo(call, "out_halo")
+    taps, span = _conv_reduction(call, pitch)
+    return Geometry(
+        pixels=merge(_conv_pixels(call, height, width)),
+        taps=taps,
+        span=span,
+        depth=isa.depth,
+        lanes=isa.lanes,
+        groups=groups,
+        channels=o // groups,
+        group_step=c // groups,
+        source_origin=top * pitch + left * c,
+        out_origin=(halo[0] * call.out.shape[2] + halo[1]) * o,
+        scratch=scratch,
+        halo=Halo(call.out.shape, halo) if any(halo) else None,
+    )
+
+
+def _halo(call: KernelCall, name: str) -> tuple[int, ...]:
+    return tuple(call.params.get(name) or (0, 0, 0, 0))
+
+
+def _output_size(call: KernelCall) -> tuple[int, int]:
+    """Rows and columns of the logical output."""
+    top, left, bottom, right = _halo(call, "out_halo")
+    return call.out.shape[1] - top - bottom, call.out.shape[2] - left - right
+
+
+def _window(call: KernelCall) -> tuple[int, int, int, int]:
+    """First row and column of the physical input that is read (may be negative), and how many."""
+    p, (kh, kw) = call.params, call.args[1].shape[1:3]
+    (sh, sw), (dh, dw), halo = p["strides"], p.get("dilation", (1, 1)), _halo(call, "in_halo")
+    oh, ow = _output_size(call)
+    rows, columns = (oh - 1) * sh + (kh - 1) * dh + 1, (ow - 1) * sw + (kw - 1) * dw + 1
+    return halo[0] - p["padding"][0], halo[1] - p["padding"][1], rows, columns
+
+
+def _conv_scratch(call: KernelCall, isa: Isa) -> Scratch | None:
+    """A copy, if the input lacks padding, is too narrow to be read in words, or has the wrong dtype."""
+    n, height, width, c = call.args[0].shape
+    top, left, rows, columns = _window(call)
+    inside = top >= 0 and left >= 0 and top + rows <= height and left + columns <= width
+    if inside and not isa.source and _span(call) >= isa.depth:
+        return None
+    return Scratch((n, rows, columns, c), (height, width), top, left, isa.source or call.args[0].dtype)
+
+
+def _span(call: KernelCall) -> int:
+    """Contiguous elements that one kernel row (or, dilated or in groups, one tap) reads."""
+    kw, per_group = call.args[1].shape[2:]
+    return kw * per_group if _rows_contiguous(call) else per_group
+
+
+def _rows_contiguous(call: KernelCall) -> bool:
+    return bool(call.params.get("dilation", (1, 1))[1] == 1 and call.params.get("groups", 1) == 1)
+
+
+def _conv_reduction(call: KernelCall, pitch: int) -> tuple[tuple[Axis, ...], int]:
+    """Outer loops and span; a loop that continues the span becomes part of it."""
+    kh, kw = call.args[1].shape[1:3]
+    dh, dw = call.params.get("dilation", (1, 1))
+    rows, columns = Axis(kh, dh * pitch), Axis(kw, dw * call.args[0].shape[3])
+    taps = [tap for tap in ((rows,) if _rows_contiguous(call) else (rows, columns)) if tap.extent > 1]
+    span = _span(call)
+    while taps and taps[-1].source == span:
+        span *= taps.pop().extent
+    return tuple(taps), span
+
+
+def _conv_pixels(call: KernelCall, height: int, width: int) -> tuple[Axis, ...]:
+    """Images, rows and columns of the output, over a source of the given size."""
+    n, c = call.args[0].shape[0], call.args[0].shape[3]
+    _, out_height, out_width, o = call.out.shape
+    (sh, sw), (oh, ow) = call.params["strides"], _output_size(call)
+    return (
+        Axis(n, height * width * c, out_height * out_width * o),
+        Axis(oh, sh * width * c, out_width * o),
+        Axis(ow, sw * c, o),
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
-from tvm_qplugin.schedules.x86_geometry import dense_geometry
-from tvm_qplugin.schedules.x86_isa import select_isa
+from tvm_qplugin.schedules.x86_geometry import Axis, Geometry, Scratch
+from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_kernel import Plan, computable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
@@ -37,3 +37,15 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Plan | None:
         return None
     isa = select_isa(call.args[0].dtype, target)
     return None if isa is None else Plan(call, isa, dense_geometry(call, isa))
+
+
+def dense_geometry(call: KernelCall, isa: Isa) -> Geometry:
+    """``x [..., K]`` times ``weight [N, K]``: every row is a pixel."""
+    depth, features = call.args[0].shape[-1], call.out.shape[-1]
+    rows = call.args[0].size // depth
+    scratch = None
+    if isa.source or depth < isa.depth:
+        scratch = Scratch((1, 1, rows, depth), (1, rows), 0, 0, isa.source or call.args[0].dtype)
+    return Geometry(
+        (Axis(rows, depth, features),), (), depth, isa.depth, isa.lanes, 1, features, 0, scratch=scratch
+    )

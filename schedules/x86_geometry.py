@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tvm_qplugin.core.attrs import KernelCall
-from tvm_qplugin.schedules.x86_isa import Isa
 from tvm_qplugin.schedules.x86_tiles import Shape
 
 
@@ -113,63 +111,6 @@ class Geometry:
         return self.groups * self.blocks * self.steps * self.lanes * (4 if self.depth == 1 else self.depth)
 
 
-def dense_geometry(call: KernelCall, isa: Isa) -> Geometry:
-    """``x [..., K]`` times ``weight [N, K]``: every row is a pixel."""
-    depth, features = call.args[0].shape[-1], call.out.shape[-1]
-    rows = call.args[0].size // depth
-    scratch = None
-    if isa.source or depth < isa.depth:
-        scratch = Scratch((1, 1, rows, depth), (1, rows), 0, 0, isa.source or call.args[0].dtype)
-    return Geometry(
-        (Axis(rows, depth, features),), (), depth, isa.depth, isa.lanes, 1, features, 0, scratch=scratch
-    )
-
-
-def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:
-    """NHWC convolution with physical halos around input and output (see ``x86_conv.rule``)."""
-    p = call.params
-    n, height, width, c = call.args[0].shape
-    _, _, full_width, o = call.out.shape
-    kh, kw = call.args[1].shape[1:3]
-    (sh, sw), (dh, dw), groups = p["strides"], p.get("dilation", (1, 1)), p.get("groups", 1)
-    out_halo = tuple(p.get("out_halo") or (0, 0, 0, 0))
-    in_halo = tuple(p.get("in_halo") or (0, 0, 0, 0))
-    oh, ow = call.out.shape[1] - out_halo[0] - out_halo[2], full_width - out_halo[1] - out_halo[3]
-    rows, columns = (oh - 1) * sh + (kh - 1) * dh + 1, (ow - 1) * sw + (kw - 1) * dw + 1
-    top, left = in_halo[0] - p["padding"][0], in_halo[1] - p["padding"][1]
-    folded = dw == 1 and groups == 1
-    span = (kw if folded else 1) * (c // groups)
-    inside = top >= 0 and left >= 0 and top + rows <= height and left + columns <= width
-    scratch = None
-    if not inside or isa.source or span < isa.depth:
-        dtype = isa.source or call.args[0].dtype
-        scratch = Scratch((n, rows, columns, c), (height, width), top, left, dtype)
-        height, width, top, left = rows, columns, 0, 0
-    pitch = width * c
-    out_pitch = full_width * o
-    pixels = (
-        Axis(n, height * pitch, call.out.shape[1] * out_pitch),
-        Axis(oh, sh * pitch, out_pitch),
-        Axis(ow, sw * c, o),
-    )
-    taps = (Axis(kh, dh * pitch), *(() if folded else (Axis(kw, dw * c),)))
-    taps, span = _absorb(taps, span, isa.depth)
-    return Geometry(
-        merge(pixels),
-        taps,
-        span,
-        isa.depth,
-        isa.lanes,
-        groups,
-        o // groups,
-        c // groups,
-        top * pitch + left * c,
-        out_halo[0] * out_pitch + out_halo[1] * o,
-        scratch,
-        Halo(call.out.shape, out_halo) if any(out_halo) else None,
-    )
-
-
 def merge(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
     """Drop axes of extent 1 and fuse neighbours that continue each other in source and output."""
     merged: list[Axis] = []
@@ -182,11 +123,3 @@ def merge(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
         else:
             merged.append(axis)
     return tuple(merged)
-
-
-def _absorb(taps: tuple[Axis, ...], span: int, depth: int) -> tuple[tuple[Axis, ...], int]:
-    """Merge the taps; a last one that continues the span becomes part of it."""
-    kept = [tap for tap in taps if tap.extent > 1]
-    while kept and kept[-1].source == span:
-        span *= kept.pop().extent
-    return tuple(kept), span
