@@ -9,6 +9,7 @@ from tvm_qplugin.schedules.x86_isa import Isa
 
 L1_BYTES = 32 * 1024
 MIN_PARALLEL_INSTRUCTIONS = 12_000
+LATENCY = 10.0  # two multiply units, five cycles each; short reductions overlap with the next tile
 MOST_PIXELS = 16
 TILE_OVERHEAD = 4.0
 EPILOGUE = 4.0
@@ -76,7 +77,7 @@ def fits(isa: Isa, mt: int, nt: int, crowded: bool = False) -> bool:
 
 
 def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
-    """Multiply slots of the whole kernel, by a model of one multiply unit and its load ports.
+    """Multiply slots of the whole kernel, by a model of the multiply units and load ports.
 
     The epilogue of a small tile overlaps better with the next tile's multiplications.
     """
@@ -92,7 +93,7 @@ def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
 
 def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
     work = mt * nt
-    step = max(float(work), 0.6 * mt + 1.1 * nt, 8.0) + 0.05 * (mt + nt)
+    step = max(float(work), 0.6 * mt + 1.1 * nt, min(LATENCY, steps / 2)) + 0.05 * (mt + nt)
     return steps * step + EPILOGUE * work * (1 + 0.01 * work) + TILE_OVERHEAD
 
 
