@@ -10,11 +10,22 @@ from tvm import relax, tirx
 from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, decode_params
+from tvm_qplugin.core.attrs import (
+    KERNEL,
+    PARAMS,
+    Implementation,
+    KernelCall,
+    Params,
+    decode_params,
+    encode_params,
+)
 from tvm_qplugin.passes import ir
 
 KernelRule = Callable[[KernelCall, tvm.target.Target], Implementation | None]
 
+GEOMETRY = frozenset(
+    "strides padding dilation groups pool axes keepdims axis size method coordinate rounding pad_width".split()
+)
 OPAQUE = 8  # relax's OpPatternKind: FuseOps leaves such a function alone
 
 
@@ -52,7 +63,9 @@ class SelectKernels:
         func = mod[call.args[0]]
         if found is not None:
             args = [args[arg] if isinstance(arg, int) else ir.const(arg) for arg in found.args]
-            func = found.func.with_attr(KERNEL, kernel.name).with_attr(PARAMS, func.attrs[PARAMS])
+            func = found.func.with_attr(KERNEL, kernel.name).with_attr(
+                PARAMS, encode_params(_geometry(kernel))
+            )
         func = func.with_attr("op_pattern", OPAQUE).without_attr("global_symbol")
         ty = relax.TensorType(kernel.out.shape, kernel.out.dtype)
         return relax.call_tir(out.bb.add_func(func, kernel.name), args, ty)
@@ -70,6 +83,11 @@ def kernel_of(mod: IRModule, value: relax.Expr) -> KernelCall | None:
     params = decode_params(str(func.attrs[PARAMS]))
     specs = tuple(ir.spec_of(arg) for arg in args)
     return KernelCall(str(func.attrs[KERNEL]), params, specs, ir.spec_of(value), constants)
+
+
+def _geometry(kernel: KernelCall) -> Params:
+    """What the tag of a scheduled kernel keeps: layers that differ in nothing else share one function."""
+    return {key: value for key, value in kernel.params.items() if key in GEOMETRY}
 
 
 def _without_unused(mod: IRModule) -> IRModule:
