@@ -1,0 +1,131 @@
+"""The commands ``build`` and ``inspect``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import RenderableType
+
+from tvm_qplugin import report
+from tvm_qplugin.console import step
+from tvm_qplugin.inspection import inspect_source, read_module
+from tvm_qplugin.outputs import check_artifact_directory, check_scratch_directory
+from tvm_qplugin.report import Report
+
+
+def build(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Directory that quantize wrote, or an ONNX file: a float one is compiled in float, one that "
+            "is quantized already (QDQ) to integer kernels.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Directory for the artifact.", show_default=False)
+    ],
+    target: Annotated[str, typer.Option(help="Device to compile for: host, x86-64-v3, ...")] = "host",
+    batch: Annotated[int | None, typer.Option(help="ONNX file: size of an unknown batch dimension.")] = None,
+    input_layout: Annotated[
+        Literal["NCHW", "NHWC"], typer.Option(help="ONNX file: how image inputs shall be given.")
+    ] = "NCHW",
+    dump: Annotated[
+        Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
+    ] = None,
+) -> Report:
+    """Compile a model to an artifact: model.so and manifest.json.
+
+    \b
+    Example:
+      tvm-qplugin build quantized -o artifact
+    """
+    check_artifact_directory(output)
+    check_scratch_directory(dump)
+    start = time.perf_counter()
+    with step("importing TVM"):
+        from tvm_qplugin.build import build as compile_model
+        from tvm_qplugin.targets import find_profile
+    profile = find_profile(target)
+    with step("reading the model"):
+        module = read_module(source, batch=batch, input_layout=input_layout)
+    with step(f"compiling for {profile.name}"):
+        artifact = compile_model(module, target=profile, dump=dump)
+    artifact.save(output)
+    seconds = time.perf_counter() - start
+    manifest, total = artifact.manifest, report.artifact_bytes(artifact.manifest)
+    original = manifest.sizes.get("float_model") or (source.stat().st_size if source.is_file() else None)
+    data = {
+        "output": str(output),
+        "target": profile.name,
+        "artifact_bytes": total,
+        "model_so_bytes": manifest.sizes["model.so"],
+        "weight_bytes": manifest.sizes.get("weights", 0),
+        "source_model_bytes": original,
+        "totals": report.totals(manifest.operators),
+        "islands": report.islands(manifest.operators),
+        "seconds": seconds,
+        "next": f"tvm-qplugin bench {output}",
+    }
+    ratio = f", {total / original:.2f} x the ONNX file ({report.size(original)})" if original else ""
+    parts: list[RenderableType] = [
+        report.summary(manifest.operators),
+        report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s: {output}"),
+        report.line(f"next: {data['next']}", "bold"),
+    ]
+    return Report(data, tuple(parts))
+
+
+def inspect(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Artifact, directory that quantize wrote, or ONNX file.",
+            show_default=False,
+        ),
+    ],
+    recipe: Annotated[str, typer.Option(help="Float ONNX file: recipe to plan with.")] = "int8",
+    target: Annotated[str, typer.Option(help="Not for artifacts: device to plan for.")] = "host",
+) -> Report:
+    """Show each operator of a model: integer or float and why, kernel, scales, sizes.
+
+    Of a float ONNX file it shows what quantization would do, before you spend time on it.
+
+    \b
+    Examples:
+      tvm-qplugin inspect model.onnx
+      tvm-qplugin inspect artifact --json
+    """
+    contents = inspect_source(source, recipe, target)
+    manifest = contents.manifest
+    sums = report.totals(manifest.operators)
+    data = {
+        "source": str(source),
+        "kind": contents.kind,
+        **{key: value for key, value in manifest.to_json().items() if key not in ("operators", "format")},
+        "operators": report.operators_json(manifest),
+        "totals": sums,
+    }
+    heading = f"{manifest.model}: {contents.kind}, target {manifest.target.get('profile', 'unknown')}"
+    would = " (as the recipe plans it)" if contents.kind == "float model" else ""
+    parts: list[RenderableType] = [
+        report.line(heading + would, "bold"),
+        "",
+        report.tensors_table(manifest),
+        "",
+    ]
+    parts += [report.operators_table(manifest), ""]
+    if sums["float"]:
+        parts += [report.islands_table(manifest.operators), ""]
+    weights = f"weights {report.size(sums['weight_bytes'])}"
+    files = ", ".join(f"{name} {report.size(manifest.sizes[name])}" for name in manifest.sha256)
+    parts += [
+        report.summary(manifest.operators),
+        report.line(f"{weights}, {files}" if files else weights),
+    ]
+    return Report(data, tuple(parts))

@@ -1,0 +1,245 @@
+"""The commands ``quantize``, ``calibrate`` and ``merge-tables``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import RenderableType
+
+from tvm_qplugin import report
+from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.recipe import find_recipe
+from tvm_qplugin.inspection import describe_module
+from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
+from tvm_qplugin.report import Report
+from tvm_qplugin.workflow import Quantization, with_float
+
+if TYPE_CHECKING:
+    from tvm.ir import IRModule
+
+
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="ONNX file of the trained model.", show_default=False)
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="DATA",
+        help="Samples of what the model will see (100 or more are good): folder of images, .npz or .npy.",
+        show_default=False,
+    ),
+]
+Prepare = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SPEC",
+        help="How images or raw values become the model's input: raw, unit (x/255), tf (x/127.5-1) or "
+        "imagenet, then for example ,crop=224 or ,stretch=96x96. Default: the data is taken as it is.",
+        show_default=False,
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Array of a .npz to use. Default: the input's name, or x.", show_default=False),
+]
+Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
+Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
+RecipeName = Annotated[str, typer.Option(help="int8, or a JSON file with a recipe of your own.")]
+Target = Annotated[str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, ...")]
+Batch = Annotated[int | None, typer.Option(min=1, help="Size of an unknown batch dimension.")]
+Layout = Annotated[Literal["NCHW", "NHWC"], typer.Option(help="How image inputs shall be given.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=1,3,224,224", help="Shape of an input whose shape is unknown.", show_default=False
+    ),
+]
+Floats = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--float",
+        metavar="REGEX",
+        help="Keep layers in float whose output tensor matches; may be repeated. "
+        "tvm-qplugin inspect MODEL lists the names.",
+        show_default=False,
+    ),
+]
+
+
+OutDirectory = Annotated[
+    Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
+]
+OutTable = Annotated[
+    Path, typer.Option("-o", "--output", help="File for the table (JSON).", show_default=False)
+]
+OldTable = Annotated[
+    Path | None, typer.Option(help="Use this calibration table instead of samples.", show_default=False)
+]
+NewTable = Annotated[
+    Path | None, typer.Option(help="Write the calibration table here as well.", show_default=False)
+]
+IO = Annotated[Literal["float", "int8", "uint8"], typer.Option(help="dtype of the model's inputs, outputs.")]
+Dump = Annotated[Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)]
+
+
+def quantize(
+    model: Model,
+    output: OutDirectory,
+    calibration: Data = None,
+    preprocess: Prepare = None,
+    key: Key = None,
+    samples: Samples = None,
+    observer: Observer = None,
+    table: OldTable = None,
+    save_table: NewTable = None,
+    recipe: RecipeName = "int8",
+    target: Target = "host",
+    io: IO = "float",
+    keep_float: Floats = None,
+    batch: Batch = None,
+    input_layout: Layout = "NCHW",
+    shape: Shapes = None,
+    dump: Dump = None,
+) -> Report:
+    """Quantize a trained ONNX model to int8.
+
+    Runs some samples through the model to learn the range of every tensor, then writes the quantized
+    model for [bold]build[/]. A model that is quantized already (QDQ) needs no samples.
+
+    \b
+    Examples:
+      tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
+      tvm-qplugin quantize model.onnx --calibration photos --preprocess tf,crop=224 -o q8
+    """
+    if calibration is not None and table is not None:
+        raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
+    check_stage_directory(output)
+    check_file(save_table, "the calibration table")
+    check_scratch_directory(dump)
+    chosen = with_float(find_recipe(recipe), keep_float or ())
+    known = CalibrationTable.load(table) if table is not None else None
+    work = Quantization(chosen, target, calibration, preprocess, key, samples, observer)
+    start = time.perf_counter()
+    module, ranges = work.quantized(model, known, io, dump, _loading(batch, input_layout, shape))
+    write_stage(module, ranges, output)
+    if save_table is not None and ranges is not None:
+        ranges.save(save_table)
+    return _quantized_report(module, work, ranges, output, time.perf_counter() - start)
+
+
+def calibrate(
+    model: Model,
+    output: OutTable,
+    calibration: Data = None,
+    preprocess: Prepare = None,
+    key: Key = None,
+    samples: Samples = None,
+    observer: Observer = None,
+    recipe: RecipeName = "int8",
+    target: Target = "host",
+    batch: Batch = None,
+    input_layout: Layout = "NCHW",
+    shape: Shapes = None,
+) -> Report:
+    """Only learn the ranges of a model's tensors, and write them as a table.
+
+    [bold]quantize --table[/] uses it; tables of parts of the data can be merged with [bold]merge-tables[/].
+
+    \b
+    Example:
+      tvm-qplugin calibrate model.onnx --calibration samples.npz -o table.json
+    """
+    check_file(output, "the calibration table")
+    work = Quantization(find_recipe(recipe), target, calibration, preprocess, key, samples, observer)
+    start = time.perf_counter()
+    table = work.table_of(work.load(model, _loading(batch, input_layout, shape)))
+    table.save(output)
+    return _table_report(table, output, time.perf_counter() - start)
+
+
+def merge_tables(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="TABLE TABLE...", help="Tables of the same model, two or more.", show_default=False
+        ),
+    ],
+    output: OutTable,
+) -> Report:
+    """Merge calibration tables that were made from parts of the data.
+
+    \b
+    Example:
+      tvm-qplugin merge-tables part1.json part2.json -o table.json
+    """
+    check_file(output, "the calibration table")
+    if len(tables) < 2:
+        raise typer.BadParameter("give at least two tables", param_hint="TABLE")
+    start = time.perf_counter()
+    merged, *others = [CalibrationTable.load(path) for path in tables]
+    for other in others:
+        merged = merged.merge(other)
+    merged.save(output)
+    return _table_report(merged, output, time.perf_counter() - start)
+
+
+def _loading(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:
+    return {"batch": batch, "input_layout": input_layout, "shapes": dict(map(_shape, shapes or ()))}
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, extents = text.rpartition("=")
+    try:
+        found = tuple(int(part) for part in extents.replace("x", ",").split(","))
+    except ValueError:
+        found = ()
+    if not name or not found or min(found) < 1:
+        raise typer.BadParameter(f"{text!r}: write for example input=1,3,224,224", param_hint="--shape")
+    return name, found
+
+
+def _quantized_report(
+    module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
+) -> Report:
+    manifest = describe_module(module, work.profile)
+    operators = manifest.operators
+    data = {
+        "output": str(output),
+        "recipe": work.recipe.to_json(),
+        "target": work.target,
+        "samples": table.samples if table else 0,
+        "inputs": [asdict(info) for info in manifest.inputs],
+        "outputs": [asdict(info) for info in manifest.outputs],
+        "totals": report.totals(operators),
+        "islands": report.islands(operators),
+        "seconds": seconds,
+        "next": f"tvm-qplugin build {output} --target {work.target} -o artifact",
+    }
+    parts: list[RenderableType] = [report.summary(operators)]
+    if data["islands"]:
+        parts += ["", report.islands_table(operators), ""]
+    samples = f", calibrated with {table.samples} samples" if table else ""
+    parts += [
+        report.line(f"quantized in {seconds:.1f} s{samples}: {output}"),
+        report.line(f"next: {data['next']}", "bold"),
+    ]
+    return Report(data, tuple(parts))
+
+
+def _table_report(table: CalibrationTable, output: Path, seconds: float) -> Report:
+    data = {
+        "output": str(output),
+        "samples": table.samples,
+        "tensors": len(table.ranges),
+        "observers": sorted({item.observer for item in table.ranges.values()}),
+        "model_hash": table.model_hash,
+        "seconds": seconds,
+    }
+    text = f"ranges of {len(table.ranges)} tensors over {table.samples} samples in {seconds:.1f} s: {output}"
+    return Report(data, (report.line(text),))

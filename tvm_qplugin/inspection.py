@@ -1,0 +1,148 @@
+"""What is inside a model, whatever its stage: ONNX file, quantized module or artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_qplugin.core.errors import ArtifactError, ModelError
+from tvm_qplugin.core.manifest import Manifest, OperatorInfo
+from tvm_qplugin.store import MANIFEST, read_manifest, verify
+
+if TYPE_CHECKING:
+    from tvm.ir import IRModule
+
+    from tvm_qplugin.core.profile import TargetProfile
+    from tvm_qplugin.core.recipe import Recipe
+    from tvm_qplugin.core.spec import Annotation
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A manifest, and of what: "artifact", "quantized model" or "float model"."""
+
+    kind: str
+    manifest: Manifest
+
+
+def kind_of(source: Path) -> str:
+    """What a path is: "artifact", "stage" or "onnx"; ModelError or ArtifactError if it is none of them."""
+    if (source / MANIFEST).is_file():
+        return "artifact"
+    if (source / "module.json").is_file() or source.name == "module.json":
+        return "stage"
+    if source.is_dir():
+        raise ArtifactError(
+            f"{source} holds neither {MANIFEST} (an artifact, made by `tvm-qplugin build`) nor module.json "
+            "(a quantized model, made by `tvm-qplugin quantize`)"
+        )
+    if not source.exists():
+        raise ModelError(
+            f"{source} does not exist: give an ONNX file, or the directory of a quantized model or artifact"
+        )
+    return "onnx"
+
+
+def read_module(source: Path, **options: Any) -> IRModule:
+    """The module of a quantized model or of an ONNX file (``options``: see ``frontend.load``)."""
+    from tvm_qplugin.frontend import load
+    from tvm_qplugin.stage import load_module
+
+    kind = kind_of(source)
+    if kind == "artifact":
+        raise ArtifactError(
+            f"{source} is an artifact, which is compiled already: give an ONNX file or the directory that "
+            "`tvm-qplugin quantize` wrote"
+        )
+    return load_module(source) if kind == "stage" else load(source, **options)
+
+
+def inspect_source(source: Path, recipe: str = "int8", target: str = "host") -> Contents:
+    """Look into an artifact, a quantized model or an ONNX file. Raises QPluginError.
+
+    Of a float model it says what ``recipe`` and ``target`` would make of each operator.
+    """
+    if kind_of(source) == "artifact":
+        manifest = read_manifest(source)
+        verify(source, manifest)
+        return Contents("artifact", manifest)
+    from tvm_qplugin.core.recipe import find_recipe
+    from tvm_qplugin.pipeline import is_quantized
+    from tvm_qplugin.targets import find_profile
+
+    profile, chosen = find_profile(target), find_recipe(recipe)
+    module = read_module(source)
+    manifest = describe_module(module, profile)
+    if manifest.model == "model":
+        manifest = replace(manifest, model=source.stem if source.is_file() else source.resolve().name)
+    if is_quantized(module):
+        return Contents("quantized model", manifest)
+    return Contents("float model", replace(manifest, operators=planned(module, chosen, profile)))
+
+
+def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
+    """The manifest that ``build`` would give a module, without compiling it."""
+    import tvm
+
+    from tvm_qplugin.build import describe
+    from tvm_qplugin.passes.lower_integer import LowerInteger
+
+    return describe(module, tvm.transform.Sequential([LowerInteger(profile.storage)])(module), profile)
+
+
+def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> Annotation:
+    """What a recipe decides for the operators and tensors of a canonical float module."""
+    import tvm
+
+    from tvm_qplugin.core.attrs import ANNOTATION
+    from tvm_qplugin.core.spec import Annotation
+    from tvm_qplugin.passes import ir
+    from tvm_qplugin.pipeline import prepare_passes
+
+    annotated = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
+    return Annotation.loads(str(ir.main_function(annotated).attrs[ANNOTATION]))
+
+
+def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[OperatorInfo, ...]:
+    """Every operator of a float module with the recipe's decision; bytes are those of float weights."""
+    from tvm_qplugin.passes import ir
+
+    values = {var.name: (var, value) for var, value in ir.bindings(ir.main_function(module))}
+    found = []
+    for op in annotation_of(module, recipe, profile).operators.values():
+        parts = [values[name] for name in op.members]
+        shapes = [part[0].ty for part in parts if part[0].name == op.output]
+        shape = ir.spec_of(parts[-1][0]).shape if shapes and hasattr(shapes[0], "shape") else ()
+        found.append(
+            OperatorInfo(
+                op.output,
+                op.kind,
+                None,
+                op.integer,
+                op.reason or None,
+                shape,
+                sum(_constant_bytes(value) for _, value in parts),
+                sum(_macs(var, value) for var, value in parts),
+            )
+        )
+    return tuple(found)
+
+
+def _constant_bytes(value: Any) -> int:
+    from tvm_qplugin.passes import ir
+
+    arrays = [ir.const_value(arg) for arg in getattr(value, "args", ())]
+    return sum(array.nbytes for array in arrays if array is not None and array.ndim)
+
+
+def _macs(var: Any, value: Any) -> int:
+    """Multiply-adds of a convolution (weight OHWI) or a matrix product (weight [in, out])."""
+    from tvm_qplugin.passes import ir
+
+    name = ir.op_name(value)
+    if name not in ("relax.nn.conv2d", "relax.matmul"):
+        return 0
+    weight = ir.spec_of(value.args[1])
+    outputs = weight.shape[0] if name == "relax.nn.conv2d" else weight.shape[-1]
+    return ir.spec_of(var).size * (weight.size // outputs)

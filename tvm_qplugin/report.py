@@ -1,0 +1,186 @@
+"""What commands tell: one JSON object for scripts, and the same as tables for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a command: ``data`` is its JSON form, ``parts`` what a terminal shows."""
+
+    data: dict[str, Any]
+    parts: tuple[RenderableType, ...]
+
+
+def line(text: str, style: str = "") -> Text:
+    """Plain text: what looks like markup in it is left alone."""
+    return Text(text, style)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them, in powers of 1,000."""
+    if count < 1_000:
+        return f"{count} B"
+    unit, name = (1e3, "KB") if count < 1_000_000 else (1e6, "MB")
+    return f"{count / unit:.1f} {name}"
+
+
+def amount(count: int) -> str:
+    """A large number in thousands or millions; a dash for none."""
+    if not count:
+        return "-"
+    if count < 1_000_000:
+        return f"{count / 1e3:.1f} k" if count >= 1_000 else str(count)
+    return f"{count / 1e6:.1f} M"
+
+
+def percent(share: float | None) -> str:
+    """A share of 1 in percent; a dash for None."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def shape(extents: Sequence[int]) -> str:
+    """``1x3x224x224``."""
+    return "x".join(map(str, extents)) or "scalar"
+
+
+def grid(params: dict[str, Any] | None) -> str:
+    """Scale and zero point (JSON form) in short; a range of scales where they are per channel."""
+    if params is None:
+        return "-"
+    scale, zero_point = params["scale"], params["zero_point"]
+    if not isinstance(scale, list):
+        return f"{scale:.4g}, {zero_point}"
+    zeros = zero_point if isinstance(zero_point, list) else [zero_point]
+    return f"{min(scale):.3g}..{max(scale):.3g}, {min(zeros)}" if scale else "-"
+
+
+def artifact_bytes(manifest: Manifest) -> int:
+    """What a saved artifact takes: its files and the manifest."""
+    return sum(manifest.sizes.get(name, 0) for name in manifest.sha256) + len(manifest.dumps().encode())
+
+
+def totals(operators: Sequence[OperatorInfo]) -> dict[str, int]:
+    """Counts, multiply-adds and weight bytes over all operators."""
+    integer = [op for op in operators if op.integer]
+    return {
+        "operators": len(operators),
+        "integer": len(integer),
+        "float": len(operators) - len(integer),
+        "weight_bytes": sum(op.weight_bytes for op in operators),
+        "macs": sum(op.macs for op in operators),
+        "integer_macs": sum(op.macs for op in integer),
+    }
+
+
+def islands(operators: Sequence[OperatorInfo]) -> list[dict[str, Any]]:
+    """The operators that stay in float, each with its reason."""
+    return [{"name": op.name, "op": op.op, "reason": op.reason} for op in operators if not op.integer]
+
+
+def operators_json(manifest: Manifest) -> list[dict[str, Any]]:
+    """Every operator with the parameters of its output and of its weight (None: not quantized)."""
+    return [
+        {
+            **asdict(op),
+            "shape": list(op.shape),
+            "qparams": manifest.tensors.get(op.name),
+            "weight_qparams": manifest.tensors.get(f"{op.name}_weight"),
+        }
+        for op in manifest.operators
+    ]
+
+
+def operators_table(manifest: Manifest) -> Table:
+    """One row for each operator."""
+    table = Table(title="operators", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("tensor", overflow="fold", ratio=3)
+    table.add_column("operator", overflow="fold")
+    table.add_column("runs in")
+    table.add_column("kernel")
+    table.add_column("output")
+    table.add_column("scale, zero point")
+    table.add_column("weights", justify="right")
+    table.add_column("mult-adds", justify="right")
+    for op in manifest.operators:
+        table.add_row(
+            Text(op.name),
+            op.op,
+            Text("integer", "green") if op.integer else Text("float", "yellow"),
+            op.kernel or "-",
+            shape(op.shape),
+            grid(manifest.tensors.get(op.name)),
+            size(op.weight_bytes) if op.weight_bytes else "-",
+            amount(op.macs),
+        )
+    return table
+
+
+def islands_table(operators: Sequence[OperatorInfo]) -> Table:
+    """The float operators, one row for each reason."""
+    table = Table(title="stays in float", title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table.add_column("operator")
+    table.add_column("why", overflow="fold")
+    table.add_column("tensors", overflow="fold")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for op in operators:
+        if not op.integer:
+            groups.setdefault((op.op, op.reason or ""), []).append(op.name)
+    for (kind, reason), names in groups.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        table.add_row(kind, Text(reason), Text(", ".join(names[:3]) + more))
+    return table
+
+
+def tensors_table(manifest: Manifest) -> Table:
+    """Inputs and outputs."""
+    table = Table(
+        title="inputs and outputs", title_justify="left", box=None, pad_edge=False, header_style="bold"
+    )
+    for name in ("", "name", "shape", "dtype", "scale, zero point"):
+        table.add_column(name, overflow="fold")
+    rows: list[tuple[str, TensorInfo]] = [("input", info) for info in manifest.inputs]
+    rows += [("output", info) for info in manifest.outputs]
+    for side, info in rows:
+        table.add_row(side, Text(info.name), shape(info.shape), info.dtype, grid(info.qparams))
+    return table
+
+
+def summary(operators: Sequence[OperatorInfo]) -> Text:
+    """One sentence: how much of the model runs on integers."""
+    sums = totals(operators)
+    share = (
+        f", {100 * sums['integer_macs'] / sums['macs']:.1f} % of {amount(sums['macs'])} multiply-adds"
+        if sums["macs"]
+        else ""
+    )
+    return Text(f"{sums['integer']} of {sums['operators']} operators run on integers{share}")
+
+
+def columns_table(title: str, rows: Sequence[dict[str, str]], left: int = 1) -> Table:
+    """A table from rows with equal keys; the first ``left`` columns are text, the others numbers."""
+    table = Table(title=title or None, title_justify="left", header_style="bold")
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=index >= left)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.values()))
+    return table
+
+
+def plain(value: Any) -> Any:
+    """JSON has no infinities and no NaN: they become None, tuples become lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,137 @@
+"""From a model file and the options of a command to a quantized module and its calibration table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_qplugin.console import say, step
+from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.errors import CalibrationError, RecipeError
+from tvm_qplugin.core.recipe import Recipe, Rule
+from tvm_qplugin.inspection import annotation_of
+from tvm_qplugin.observers import find_observer
+from tvm_qplugin.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from tvm.ir import IRModule
+
+    from tvm_qplugin.core.profile import TargetProfile
+    from tvm_qplugin.core.spec import Annotation
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The options that calibrating and quantizing have in common; wrong ones are refused at once."""
+
+    recipe: Recipe
+    target: str
+    calibration: Path | None
+    preprocess: str | None
+    key: str | None
+    samples: int | None
+    observer: str | None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without the model, then import TVM."""
+        if self.calibration is not None and not self.calibration.exists():
+            raise CalibrationError(
+                f"{self.calibration} does not exist: give a folder of images, .npz or .npy"
+            )
+        if self.observer is not None:
+            find_observer(self.observer)
+        if self.recipe.scheme == "float":
+            raise RecipeError(f"recipe {self.recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
+        Preprocess.parse(self.preprocess or "")
+        with step("importing TVM"):
+            import tvm  # noqa: F401
+        _ = self.profile
+
+    @property
+    def profile(self) -> TargetProfile:
+        """The profile of the target; TargetError if there is none."""
+        from tvm_qplugin.targets import find_profile
+
+        return find_profile(self.target)
+
+    def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
+        """The canonical module of an ONNX file."""
+        from tvm_qplugin.frontend import load
+
+        with step("reading the model"):
+            return load(model, **loading)
+
+    def quantized(
+        self, model: Path, table: CalibrationTable | None, io: str, dump: Path | None, loading: dict[str, Any]
+    ) -> tuple[IRModule, CalibrationTable | None]:
+        """The QDQ module, and the table it was made with (None: the file is quantized already)."""
+        import tvm
+
+        from tvm_qplugin.api import describe_source, dumping
+        from tvm_qplugin.build import SOURCE
+        from tvm_qplugin.passes import ir
+        from tvm_qplugin.passes.quantize_io import QuantizeIO
+        from tvm_qplugin.pipeline import is_quantized, quantize_module
+
+        with dumping(dump):
+            module = self.load(model, loading)
+            if is_quantized(module):
+                say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
+                table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
+            else:
+                table = table or self.table_of(module)
+                with step("quantizing"):
+                    module = quantize_module(
+                        module, recipe=self.recipe, target=self.target, calibration=table, io=io
+                    )
+        source = json.dumps(describe_source(model, self.recipe))
+        return ir.with_main_attr(module, SOURCE, source), table
+
+    def table_of(self, module: IRModule) -> CalibrationTable:
+        """Run the samples through a float module."""
+        from tvm_qplugin.calibrate import calibrate
+        from tvm_qplugin.data import open_samples
+        from tvm_qplugin.pipeline import is_quantized
+        from tvm_qplugin.samples import inputs_of
+
+        if is_quantized(module):
+            raise CalibrationError("the model is quantized already: there is nothing to calibrate")
+        if self.calibration is None:
+            raise CalibrationError(
+                "the model is in float: give samples of what it will see with --calibration (a folder "
+                "of images, .npz or .npy)"
+            )
+        inputs = [item.original for item in inputs_of(module)]
+        samples = open_samples(self.calibration, inputs, self.preprocess, key=self.key)
+        annotation = annotation_of(module, self.recipe, self.profile)
+        _check_scopes(self.recipe, annotation)
+        with step("calibrating", spin=False):
+            return calibrate(
+                module,
+                samples,
+                names=annotation.observed(),
+                observer=self.observer or self.recipe.observer,
+                limit=self.samples,
+                progress=True,
+            )
+
+
+def with_float(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
+    """The recipe, but layers whose output tensor matches a pattern stay float. Raises RecipeError."""
+    rules = tuple(Rule(scope=pattern, scheme="float") for pattern in patterns)
+    return replace(recipe, rules=(*recipe.rules, *rules))
+
+
+def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
+    """A rule that matches nothing is a typing error."""
+    operators = annotation.operators.values()
+    for rule in recipe.rules:
+        if not any(rule.matches(op.kind, op.output) for op in operators):
+            names = ", ".join(op.output for op in list(operators)[:3])
+            raise RecipeError(
+                f"{rule.scope!r} matches no layer; names are like {names}: "
+                "`tvm-qplugin inspect MODEL` lists them"
+            )
