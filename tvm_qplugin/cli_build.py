@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -14,6 +15,17 @@ from tvm_qplugin.console import step
 from tvm_qplugin.inspection import inspect_source, read_module
 from tvm_qplugin.outputs import check_artifact_directory, check_scratch_directory
 from tvm_qplugin.report import Report
+from tvm_qplugin.workflow import loading_options
+
+Batch = Annotated[int | None, typer.Option(min=1, help="ONNX file: size of an unknown batch dimension.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=1,3,224,224",
+        help="ONNX file: shape of an input whose shape is unknown.",
+        show_default=False,
+    ),
+]
 
 
 def build(
@@ -30,10 +42,11 @@ def build(
         Path, typer.Option("-o", "--output", help="Directory for the artifact.", show_default=False)
     ],
     target: Annotated[str, typer.Option(help="Device to compile for: host, x86-64-v3, ...")] = "host",
-    batch: Annotated[int | None, typer.Option(help="ONNX file: size of an unknown batch dimension.")] = None,
+    batch: Batch = None,
     input_layout: Annotated[
         Literal["NCHW", "NHWC"], typer.Option(help="ONNX file: how image inputs shall be given.")
     ] = "NCHW",
+    shape: Shapes = None,
     dump: Annotated[
         Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
     ] = None,
@@ -52,7 +65,7 @@ def build(
         from tvm_qplugin.targets import find_profile
     profile = find_profile(target)
     with step("reading the model"):
-        module = read_module(source, batch=batch, input_layout=input_layout)
+        module = read_module(source, **loading_options(batch, input_layout, shape))
     with step(f"compiling for {profile.name}"):
         artifact = compile_model(module, target=profile, dump=dump)
     artifact.save(output)
@@ -69,7 +82,7 @@ def build(
         "totals": report.totals(manifest.operators),
         "islands": report.islands(manifest.operators),
         "seconds": seconds,
-        "next": f"tvm-qplugin bench {output}",
+        "next": f"tvm-qplugin bench {quote(str(output))}",
     }
     ratio = f", {total / original:.2f} x the ONNX file ({report.size(original)})" if original else ""
     parts: list[RenderableType] = [
@@ -91,6 +104,8 @@ def inspect(
     ],
     recipe: Annotated[str, typer.Option(help="Float ONNX file: recipe to plan with.")] = "int8",
     target: Annotated[str, typer.Option(help="Not for artifacts: device to plan for.")] = "host",
+    batch: Batch = None,
+    shape: Shapes = None,
 ) -> Report:
     """Show each operator of a model: integer or float and why, kernel, scales, sizes.
 
@@ -101,7 +116,7 @@ def inspect(
       tvm-qplugin inspect model.onnx
       tvm-qplugin inspect artifact --json
     """
-    contents = inspect_source(source, recipe, target)
+    contents = inspect_source(source, recipe, target, **loading_options(batch, "NCHW", shape))
     manifest = contents.manifest
     sums = report.totals(manifest.operators)
     data = {
@@ -120,12 +135,9 @@ def inspect(
         "",
     ]
     parts += [report.operators_table(manifest), ""]
-    if sums["float"]:
+    if sums["integer"] and sums["float"]:
         parts += [report.islands_table(manifest.operators), ""]
-    weights = f"weights {report.size(sums['weight_bytes'])}"
-    files = ", ".join(f"{name} {report.size(manifest.sizes[name])}" for name in manifest.sha256)
-    parts += [
-        report.summary(manifest.operators),
-        report.line(f"{weights}, {files}" if files else weights),
-    ]
+    sizes = {"weights": sums["weight_bytes"], **{name: manifest.sizes[name] for name in manifest.sha256}}
+    known = ", ".join(f"{name} {report.size(count)}" for name, count in sizes.items() if count)
+    parts += [report.summary(manifest.operators), report.line(known)]
     return Report(data, tuple(parts))

@@ -76,7 +76,7 @@ def _quantize() -> tuple[IRModule, IRModule, CalibrationTable]:
         from tvm_qplugin.calibrate import calibrate
         from tvm_qplugin.core.recipe import find_recipe
         from tvm_qplugin.frontend import load
-        from tvm_qplugin.inspection import annotation_of
+        from tvm_qplugin.inspection import annotation_of, with_source
         from tvm_qplugin.pipeline import quantize_module
         from tvm_qplugin.targets import find_profile
     with step("reading the model"):
@@ -85,22 +85,18 @@ def _quantize() -> tuple[IRModule, IRModule, CalibrationTable]:
     with step("calibrating", spin=False):
         table = calibrate(module, embedded.calibration(), names=names, progress=True)
     with step("quantizing"):
-        return module, quantize_module(module, calibration=table), table
+        quantized = quantize_module(module, calibration=table)
+    path, recipes = embedded.model_path(), (find_recipe("float"), find_recipe("int8"))
+    return with_source(module, path, recipes[0]), with_source(quantized, path, recipes[1]), table
 
 
 def _build(module: IRModule, quantized: IRModule) -> dict[str, Artifact]:
-    import json
-
-    from tvm_qplugin.api import describe_source
-    from tvm_qplugin.build import SOURCE, build
-    from tvm_qplugin.core.recipe import find_recipe
-    from tvm_qplugin.passes import ir
+    from tvm_qplugin.build import build
 
     found = {}
     for scheme, stage in {"float": module, "int8": quantized}.items():
-        source = json.dumps(describe_source(embedded.model_path(), find_recipe(scheme)))
         with step(f"compiling {scheme}"):
-            found[scheme] = build(ir.with_main_attr(stage, SOURCE, source))
+            found[scheme] = build(stage)
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import RenderableType
@@ -17,7 +17,7 @@ from tvm_qplugin.core.recipe import find_recipe
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
-from tvm_qplugin.workflow import Quantization, with_float
+from tvm_qplugin.workflow import Quantization, loading_options, with_float
 
 if TYPE_CHECKING:
     from tvm.ir import IRModule
@@ -124,9 +124,9 @@ def quantize(
     check_scratch_directory(dump)
     chosen = with_float(find_recipe(recipe), keep_float or ())
     known = CalibrationTable.load(table) if table is not None else None
-    work = Quantization(chosen, target, calibration, preprocess, key, samples, observer)
     start = time.perf_counter()
-    module, ranges = work.quantized(model, known, io, dump, _loading(batch, input_layout, shape))
+    work = Quantization(chosen, target, calibration, preprocess, key, samples, observer)
+    module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
     if save_table is not None and ranges is not None:
         ranges.save(save_table)
@@ -156,9 +156,9 @@ def calibrate(
       tvm-qplugin calibrate model.onnx --calibration samples.npz -o table.json
     """
     check_file(output, "the calibration table")
-    work = Quantization(find_recipe(recipe), target, calibration, preprocess, key, samples, observer)
     start = time.perf_counter()
-    table = work.table_of(work.load(model, _loading(batch, input_layout, shape)))
+    work = Quantization(find_recipe(recipe), target, calibration, preprocess, key, samples, observer)
+    table = work.table_of(work.load(model, loading_options(batch, input_layout, shape)))
     table.save(output)
     return _table_report(table, output, time.perf_counter() - start)
 
@@ -189,21 +189,6 @@ def merge_tables(
     return _table_report(merged, output, time.perf_counter() - start)
 
 
-def _loading(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:
-    return {"batch": batch, "input_layout": input_layout, "shapes": dict(map(_shape, shapes or ()))}
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, extents = text.rpartition("=")
-    try:
-        found = tuple(int(part) for part in extents.replace("x", ",").split(","))
-    except ValueError:
-        found = ()
-    if not name or not found or min(found) < 1:
-        raise typer.BadParameter(f"{text!r}: write for example input=1,3,224,224", param_hint="--shape")
-    return name, found
-
-
 def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
@@ -219,7 +204,7 @@ def _quantized_report(
         "totals": report.totals(operators),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": f"tvm-qplugin build {output} --target {work.target} -o artifact",
+        "next": f"tvm-qplugin build {quote(str(output))} --target {work.target} -o artifact",
     }
     parts: list[RenderableType] = [report.summary(operators)]
     if data["islands"]:

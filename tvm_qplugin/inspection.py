@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,22 +47,37 @@ def kind_of(source: Path) -> str:
 
 def read_module(source: Path, **options: Any) -> IRModule:
     """The module of a quantized model or of an ONNX file (``options``: see ``frontend.load``)."""
+    from tvm_qplugin.core.recipe import find_recipe
     from tvm_qplugin.frontend import load
+    from tvm_qplugin.pipeline import is_quantized
     from tvm_qplugin.stage import load_module
 
     kind = kind_of(source)
+    if kind == "stage":
+        return load_module(source)
     if kind == "artifact":
         raise ArtifactError(
             f"{source} is an artifact, which is compiled already: give an ONNX file or the directory that "
             "`tvm-qplugin quantize` wrote"
         )
-    return load_module(source) if kind == "stage" else load(source, **options)
+    module = load(source, **options)
+    return with_source(module, source, find_recipe("int8" if is_quantized(module) else "float"))
 
 
-def inspect_source(source: Path, recipe: str = "int8", target: str = "host") -> Contents:
+def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
+    """The module with what the manifest should know of where it came from."""
+    from tvm_qplugin.api import describe_source
+    from tvm_qplugin.build import SOURCE
+    from tvm_qplugin.passes import ir
+
+    return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(path, recipe)))
+
+
+def inspect_source(source: Path, recipe: str = "int8", target: str = "host", **options: Any) -> Contents:
     """Look into an artifact, a quantized model or an ONNX file. Raises QPluginError.
 
-    Of a float model it says what ``recipe`` and ``target`` would make of each operator.
+    Of a float model it says what ``recipe`` and ``target`` would make of each operator. ``options``: see
+    ``frontend.load``.
     """
     if kind_of(source) == "artifact":
         manifest = read_manifest(source)
@@ -72,10 +88,8 @@ def inspect_source(source: Path, recipe: str = "int8", target: str = "host") -> 
     from tvm_qplugin.targets import find_profile
 
     profile, chosen = find_profile(target), find_recipe(recipe)
-    module = read_module(source)
+    module = read_module(source, **options)
     manifest = describe_module(module, profile)
-    if manifest.model == "model":
-        manifest = replace(manifest, model=source.stem if source.is_file() else source.resolve().name)
     if is_quantized(module):
         return Contents("quantized model", manifest)
     return Contents("float model", replace(manifest, operators=planned(module, chosen, profile)))

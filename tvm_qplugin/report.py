@@ -13,6 +13,8 @@ from rich.text import Text
 
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
 
+WEIGHTED = ("conv2d", "dense")
+
 
 @dataclass(frozen=True)
 class Report:
@@ -113,17 +115,28 @@ def operators_table(manifest: Manifest) -> Table:
     table.add_column("weights", justify="right")
     table.add_column("mult-adds", justify="right")
     for op in manifest.operators:
-        table.add_row(
-            Text(op.name),
-            op.op,
-            Text("integer", "green") if op.integer else Text("float", "yellow"),
-            op.kernel or "-",
-            shape(op.shape),
-            grid(manifest.tensors.get(op.name)),
-            size(op.weight_bytes) if op.weight_bytes else "-",
-            amount(op.macs),
-        )
+        table.add_row(*_operator_cells(op, manifest.tensors.get(op.name)))
+    _drop_empty_columns(table)
     return table
+
+
+def _operator_cells(op: OperatorInfo, params: dict[str, Any] | None) -> list[Text]:
+    return [
+        Text(op.name),
+        Text(op.op),
+        Text("integer", "green") if op.integer else Text("float", "yellow"),
+        Text(op.kernel or "-"),
+        Text(shape(op.shape)),
+        Text(grid(params)),
+        Text(size(op.weight_bytes) if op.weight_bytes else "-"),
+        Text(amount(op.macs)),
+    ]
+
+
+def _drop_empty_columns(table: Table) -> None:
+    """Leave out the columns in which nothing is known."""
+    filled = [column for column in table.columns if any(str(cell) != "-" for cell in column.cells)]
+    table.columns = filled
 
 
 def islands_table(operators: Sequence[OperatorInfo]) -> Table:
@@ -159,9 +172,11 @@ def tensors_table(manifest: Manifest) -> Table:
 def summary(operators: Sequence[OperatorInfo]) -> Text:
     """One sentence: how much of the model runs on integers."""
     sums = totals(operators)
+    if not sums["integer"]:
+        return Text(f"{sums['operators']} operators, all in float")
     share = (
         f", {100 * sums['integer_macs'] / sums['macs']:.1f} % of {amount(sums['macs'])} multiply-adds"
-        if sums["macs"]
+        if sums["macs"] and all(op.macs for op in operators if op.op in WEIGHTED)
         else ""
     )
     return Text(f"{sums['integer']} of {sums['operators']} operators run on integers{share}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.errors import CalibrationError, RecipeError
+from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule
-from tvm_qplugin.inspection import annotation_of
+from tvm_qplugin.inspection import annotation_of, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
 
@@ -70,9 +69,7 @@ class Quantization:
         """The QDQ module, and the table it was made with (None: the file is quantized already)."""
         import tvm
 
-        from tvm_qplugin.api import describe_source, dumping
-        from tvm_qplugin.build import SOURCE
-        from tvm_qplugin.passes import ir
+        from tvm_qplugin.api import dumping
         from tvm_qplugin.passes.quantize_io import QuantizeIO
         from tvm_qplugin.pipeline import is_quantized, quantize_module
 
@@ -82,13 +79,13 @@ class Quantization:
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
             else:
+                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 table = table or self.table_of(module)
                 with step("quantizing"):
                     module = quantize_module(
                         module, recipe=self.recipe, target=self.target, calibration=table, io=io
                     )
-        source = json.dumps(describe_source(model, self.recipe))
-        return ir.with_main_attr(module, SOURCE, source), table
+        return with_source(module, model, self.recipe), table
 
     def table_of(self, module: IRModule) -> CalibrationTable:
         """Run the samples through a float module."""
@@ -107,7 +104,6 @@ class Quantization:
         inputs = [item.original for item in inputs_of(module)]
         samples = open_samples(self.calibration, inputs, self.preprocess, key=self.key)
         annotation = annotation_of(module, self.recipe, self.profile)
-        _check_scopes(self.recipe, annotation)
         with step("calibrating", spin=False):
             return calibrate(
                 module,
@@ -135,3 +131,19 @@ def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
                 f"{rule.scope!r} matches no layer; names are like {names}: "
                 "`tvm-qplugin inspect MODEL` lists them"
             )
+
+
+def loading_options(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:
+    """Arguments of ``frontend.load`` from those of a command; ``shapes`` are like ``input=1,3,224,224``."""
+    return {"batch": batch, "input_layout": input_layout, "shapes": dict(map(_shape, shapes or ()))}
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, extents = text.rpartition("=")
+    try:
+        found = tuple(int(part) for part in extents.replace("x", ",").split(","))
+    except ValueError:
+        found = ()
+    if not name or not found or min(found) < 1:
+        raise ModelError(f"--shape {text!r} is not understood: write for example --shape input=1,3,224,224")
+    return name, found
