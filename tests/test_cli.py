@@ -1,0 +1,310 @@
+"""Every command through its real command line, on the embedded model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tvm_qplugin import cli, demo
+from tvm_qplugin.core.calibration import CalibrationTable
+
+MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))
+QUANTIZE = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "20")
+
+
+def call(*args: object):
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+
+
+def ok(*args: object):
+    result = call(*args)
+    assert result.exit_code == 0, (result.stdout, result.stderr, result.exception)
+    return result
+
+
+def data(*args: object) -> dict:
+    """What the command prints with --json: one object on a single line."""
+    result = ok(*args, "--json")
+    assert result.stdout.count("\n") == 1
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A directory with a quantized model, its artifact and a table."""
+    folder = tmp_path_factory.mktemp("cli")
+    ok(*QUANTIZE, "-o", folder / "q", "--save-table", folder / "t.json")
+    ok("build", folder / "q", "-o", folder / "a")
+    return folder
+
+
+COMMANDS = list(cli._COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_the_common_options(command):
+    text = ok(command, "--help").stdout
+    assert "Example" in text and f"tvm-qplugin {command}" in text
+    assert "--json" in text and "--debug" in text
+
+
+def test_help_lists_all_commands_and_exit_codes():
+    text = ok("--help").stdout
+    assert all(command in text for command in COMMANDS)
+    assert "130" in text
+
+
+def test_version():
+    assert ok("--version").stdout.startswith("tvm-qplugin 0.")
+
+
+def test_help_and_bad_paths_do_not_import_tvm():
+    code = (
+        "import sys; from typer.testing import CliRunner; from tvm_qplugin import cli\n"
+        "for args in (['--help'], ['quantize', '--help'], ['merge-tables', 'a', 'b', '-o', 'c']):\n"
+        "    CliRunner().invoke(cli.app, args)\n"
+        "print([m for m in ('tvm', 'onnx') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_module_is_the_command():
+    result = subprocess.run(
+        [sys.executable, "-m", "tvm_qplugin", "--version"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0 and result.stdout.startswith("tvm-qplugin")
+
+
+# --- quantize, calibrate, merge-tables
+
+
+def test_quantize_writes_the_stage_and_says_what_is_next(tmp_path):
+    result = ok(*QUANTIZE, "-o", tmp_path / "q")
+    assert sorted(os.listdir(tmp_path)) == ["q"]
+    assert sorted(os.listdir(tmp_path / "q")) == ["calibration.json", "module.json"]
+    assert CalibrationTable.load(tmp_path / "q" / "calibration.json").samples == 20
+    assert "operators run on integers" in result.stdout
+    assert f"tvm-qplugin build {tmp_path / 'q'}" in result.stdout
+    assert "calibrating" in result.stderr and "calibrating" not in result.stdout
+
+
+def test_quantize_again_replaces_the_stage(made, tmp_path):
+    ok(*QUANTIZE, "-o", tmp_path / "q")
+    before = (tmp_path / "q" / "module.json").read_text()
+    ok("quantize", MODEL, "--table", made / "t.json", "--float", "^logits$", "-o", tmp_path / "q")
+    assert (tmp_path / "q" / "module.json").read_text() != before
+    assert os.listdir(tmp_path) == ["q"]
+
+
+def test_quantize_from_a_table_gives_the_same_module(made, tmp_path):
+    ok("quantize", MODEL, "--table", made / "t.json", "-o", tmp_path / "q")
+    assert (tmp_path / "q" / "module.json").read_bytes() == (made / "q" / "module.json").read_bytes()
+
+
+def test_quantize_json_lists_float_islands(tmp_path):
+    found = data(*QUANTIZE, "-o", tmp_path / "q", "--float", "residual_second")
+    assert {item["op"] for item in found["islands"]} == {"conv2d", "add"}
+    assert all("recipe" in item["reason"] for item in found["islands"])
+    assert found["samples"] == 20 and found["totals"]["float"] == 2
+
+
+def test_quantize_options(tmp_path):
+    np.save(tmp_path / "nhwc.npy", demo.calibration()[:20].transpose(0, 2, 3, 1))
+    found = data(
+        "quantize", MODEL, "--calibration", tmp_path / "nhwc.npy", "--input-layout", "NHWC", "--io", "uint8",
+        "--observer", "moving_average", "--shape", "image=1,1,8,8", "--batch", "1",
+        "--dump", tmp_path / "ir", "-o", tmp_path / "q",
+    )  # fmt: skip
+    assert found["inputs"][0]["dtype"] == found["outputs"][0]["dtype"] == "uint8"
+    assert found["inputs"][0]["shape"] == [1, 8, 8, 1]
+    assert found["inputs"][0]["qparams"]["scale"] > 0
+    assert any(path.suffix == ".py" for path in (tmp_path / "ir").rglob("*"))
+
+
+def test_tables_merge(made, tmp_path):
+    found = data("calibrate", MODEL, "--calibration", SAMPLES, "--samples", "30", "-o", tmp_path / "t.json")
+    assert found["samples"] == 30 and found["observers"] == ["min_max"]
+    merged = data("merge-tables", made / "t.json", tmp_path / "t.json", "-o", tmp_path / "m.json")
+    assert merged["samples"] == 50
+    ok("quantize", MODEL, "--table", tmp_path / "m.json", "-o", tmp_path / "q")
+
+
+# --- build, inspect
+
+
+def test_build_reports_sizes_and_dumps(made, tmp_path):
+    found = data("build", made / "q", "-o", tmp_path / "a", "--dump", tmp_path / "ir")
+    assert sorted(os.listdir(tmp_path / "a")) == ["manifest.json", "model.so"]
+    total = sum(path.stat().st_size for path in (tmp_path / "a").iterdir())
+    assert found["artifact_bytes"] == total
+    assert found["source_model_bytes"] == Path(MODEL).stat().st_size > total
+    assert found["totals"]["float"] == 0
+    assert any((tmp_path / "ir").iterdir())
+
+
+def test_build_takes_a_float_onnx_file(tmp_path):
+    found = data("build", MODEL, "-o", tmp_path / "a")
+    assert found["totals"]["integer"] == 0
+    assert data("inspect", tmp_path / "a")["recipe"]["scheme"] == "float"
+
+
+def test_build_replaces_an_artifact(made, tmp_path):
+    ok("build", made / "q", "-o", tmp_path / "a")
+    ok("build", MODEL, "-o", tmp_path / "a")
+    assert os.listdir(tmp_path) == ["a"]
+    assert data("inspect", tmp_path / "a")["totals"]["integer"] == 0
+
+
+def test_inspect_says_the_same_of_stage_and_artifact(made):
+    stage, artifact = data("inspect", made / "q"), data("inspect", made / "a")
+    assert (stage["kind"], artifact["kind"]) == ("quantized model", "artifact")
+    for key in ("operators", "inputs", "outputs", "tensors", "totals", "model"):
+        assert stage[key] == artifact[key], key
+    conv = next(op for op in stage["operators"] if op["op"] == "conv2d")
+    assert conv["qparams"]["dtype"] == "int8" and conv["weight_qparams"]["axis"] == 0
+    assert conv["integer"] and conv["kernel"] == "qconv2d" and conv["macs"] > 0
+
+
+def test_inspect_plans_a_float_model():
+    found = data("inspect", MODEL)
+    assert found["kind"] == "float model" and found["model"] == "digits"
+    assert {op["op"] for op in found["operators"] if op["integer"]} >= {"conv2d", "dense", "add"}
+    dense = next(op for op in found["operators"] if op["op"] == "dense")
+    assert dense["macs"] == 1280 and dense["weight_bytes"] == 4 * (1280 + 10)
+    assert dense["shape"] == [1, 10]
+
+
+def test_inspect_shows_every_tensor(made):
+    text = ok("inspect", made / "a").stdout
+    for op in data("inspect", made / "a")["operators"]:
+        assert op["name"] in text.replace("\n", "")
+
+
+# --- run, bench, evaluate
+
+
+def test_run_shows_and_saves(made, tmp_path):
+    images, labels = demo.evaluation()
+    args = ("run", made / "a", "--input", TEST, "--index", "3", "-o", tmp_path / "out.npz", "--top", "2")
+    found = data(*args)
+    assert found["outputs"][0]["top"][0]["index"] == [int(labels[3])]
+    assert len(found["outputs"][0]["top"]) == 2
+    np.save(tmp_path / "x.npy", images[3])
+    ok("run", made / "a", "--input", tmp_path / "x.npy", "-o", tmp_path / "again.npz")
+    with np.load(tmp_path / "out.npz") as first, np.load(tmp_path / "again.npz") as second:
+        assert (first["logits"] == second["logits"]).all()
+        assert int(first["logits"].argmax()) == labels[3]
+
+
+def test_run_takes_an_image(made, tmp_path):
+    from PIL import Image
+
+    images, labels = demo.evaluation()
+    pixels = np.rint(images[3, 0] * 255).astype("uint8")
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    spec = ("--preprocess", "unit,channels=L")
+    found = data("run", made / "a", "--input", tmp_path / "x.png", *spec)
+    assert found["outputs"][0]["top"][0]["index"] == [int(labels[3])]
+
+
+def test_integer_inputs_are_quantized_on_the_way(made, tmp_path):
+    ok("quantize", MODEL, "--table", made / "t.json", "--io", "int8", "-o", tmp_path / "q")
+    ok("build", tmp_path / "q", "-o", tmp_path / "a")
+    args = ("--input", TEST, "--index", "3")
+    given = data("run", tmp_path / "a", *args)["outputs"][0]
+    expected = data("run", made / "a", *args)["outputs"][0]
+    assert given["dtype"] == "int8" and given["top"] == expected["top"]
+    found = data("evaluate", tmp_path / "a", "--data", TEST, "--samples", "40", "--reference", made / "a")
+    assert found["agreement"] == 1.0 and found["sqnr_db"] is None
+
+
+def test_bench_measures_each_number_of_threads(made):
+    found = data("bench", made / "a", "--threads", "1", "--repeat", "5")
+    assert [(m["threads"], m["runs"]) for m in found["measurements"]] == [(1, 5)]
+    assert found["measurements"][0]["peak_bytes"] > 0
+    assert "median ms" in ok("bench", made / "a", "--repeat", "5").stdout
+
+
+def test_evaluate_against_the_float_model(made):
+    found = data("evaluate", made / "a", "--data", TEST, "--samples", "60", "--reference", MODEL)
+    assert found["samples"] == 60 and found["accuracy"] > 0.9 and found["agreement"] > 0.9
+    assert found["reference_accuracy"] > 0.9 and found["sqnr_db"] > 15
+    table = ok("evaluate", made / "a", "--data", TEST, "--samples", "10", "--reference", made / "q").stdout
+    assert "no difference" in table
+
+
+def test_evaluate_without_labels(made):
+    args = ("evaluate", made / "a", "--data", SAMPLES, "--no-labels", "--samples", "10")
+    found = data(*args, "--reference", MODEL)
+    assert found["accuracy"] is None and found["agreement"] > 0.8
+
+
+def test_labels_offset_shifts_the_labels(made, tmp_path):
+    images, labels = demo.evaluation()
+    np.savez(tmp_path / "shifted.npz", x=images[:20], y=labels[:20] + 3)
+    found = data("evaluate", made / "a", "--data", tmp_path / "shifted.npz", "--labels-offset", "-3")
+    assert found["accuracy"] > 0.9
+
+
+# --- demo
+
+
+def test_demo_compares_float_and_int8(tmp_path):
+    found = data("demo", "--keep", tmp_path / "d")
+    rows = {row["scheme"]: row for row in found["schemes"]}
+    assert list(rows) == ["float", "int8"]
+    assert rows["int8"]["accuracy"] > 0.97 and rows["int8"]["agreement"] > 0.97
+    assert rows["int8"]["weight_bytes"] < 0.3 * rows["float"]["weight_bytes"]
+    assert rows["int8"]["artifact_bytes"] < rows["float"]["artifact_bytes"]
+    assert sorted(os.listdir(tmp_path / "d")) == ["float", "int8", "quantized"]
+    ok("inspect", tmp_path / "d" / "int8")
+
+
+# --- Ctrl-C
+
+
+def _press(*_args, **_kwargs):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "tvm_qplugin.passes.insert_qdq.tensor_params",  # inside a pass: TVM changes the exception's class
+        "tvm_qplugin.calibrate._Run.observe",
+        "tvm_qplugin.core.calibration.CalibrationTable.save",  # half of the output is written
+        "tvm_qplugin.frontend.canonicalize",
+    ],
+)
+def test_ctrl_c_leaves_nothing(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(place, _press)
+    result = call(*QUANTIZE, "-o", tmp_path / "q", "--save-table", tmp_path / "t.json")
+    assert result.exit_code == 130, result.stderr
+    assert "Interrupted" in result.stderr and "Traceback" not in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_an_artifact_is_written(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("tvm_qplugin.store._swap", _press)
+    assert call("build", made / "q", "-o", tmp_path / "a").exit_code == 130
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_does_not_wait_for_a_measurement(made):
+    args = [sys.executable, "-m", "tvm_qplugin", "bench", str(made / "a"), "--repeat", "100000000"]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "loading" in process.stderr.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=30)
+    assert process.returncode == 130, messages
+    assert "Interrupted" in messages and "Traceback" not in messages
