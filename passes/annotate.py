@@ -11,6 +11,7 @@ from tvm.ir import GenericConst, IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
+from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import ACTIVATION, FIXED, WEIGHT, Annotation, OpAnnotation, Spec
 from tvm_qplugin.passes import ir
@@ -26,6 +27,7 @@ class Annotate:
 
     In: a canonical float module. Out: the same, with the ``Annotation`` in the function attribute
     ``qplugin.annotation``. ``explain(kind)`` says why a device cannot run an operator (None: it can).
+    Raises RecipeError for a rule about a kind that does not exist.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -33,6 +35,7 @@ class Annotate:
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Attach the annotation."""
+        check_rules(self.recipe)
         func = ir.main_function(mod)
         operators = {op.output: self._decide(op) for op in group(func)}
         annotation = _tensors(func, _settle(func, operators), self.recipe)
@@ -50,6 +53,17 @@ class Annotate:
         if axis is not None and not reason:
             weight = replace(WEIGHT, axis=axis if choice.per_channel else None)
         return replace(op, integer=not reason, reason=reason, weight=weight)
+
+
+def check_rules(recipe: Recipe) -> None:
+    """Refuse rules that can match nothing, because there is no such kind of operator."""
+    known = {*KINDS.values(), "split_item", "clamp", "lut", *(n.removeprefix("relax.") for n in ELEMENTWISE)}
+    for rule in recipe.rules:
+        if rule.op is not None and rule.op not in known and not rule.op.startswith("relax."):
+            raise RecipeError(
+                f"a rule of recipe {recipe.name!r} is for op {rule.op!r}, which is no kind of operator; "
+                f"use one of {', '.join(sorted(known))}, or null for all"
+            )
 
 
 def group(func: relax.Function) -> list[OpAnnotation]:
@@ -161,7 +175,7 @@ def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict
             where = "the model's input" if set(op.inputs) & params else "a float operator"
             op = replace(op, integer=False, reason=f"it only moves data of {where}")
         if op.integer and op.kind not in MOVEMENT and _fed_by_float_only(op, operators, integer):
-            op = replace(op, integer=False, reason="it is elementwise on a float operator's output")
+            op = replace(op, integer=False, reason="its input comes from a float operator")
         settled[name] = op
         integer.update({member: op.integer for member in op.members})
     return settled

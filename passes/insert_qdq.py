@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,10 +13,11 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import CalibrationError
-from tvm_qplugin.core.qparams import QuantParams, union_range
+from tvm_qplugin.core.qparams import Array, QuantParams, union_range
 from tvm_qplugin.core.spec import ACTIVATION, Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import bias_of
+from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -28,7 +30,8 @@ class InsertQDQ:
 
     In: an annotated module (after ``UnifyScales``); ``ranges`` are the calibrated (low, high) of every
     observed tensor. Out: the same function with QDQ pairs, int8 weights (per output channel) and
-    int32 biases as dequantized constants, annotation removed. Raises CalibrationError for a tensor
+    int32 biases as dequantized constants, annotation removed; why an operator stays float stands in the
+    attribute ``qplugin.reasons``. Raises CalibrationError for a tensor
     without a range.
     """
 
@@ -40,7 +43,9 @@ class InsertQDQ:
         annotation = Annotation.loads(func.attrs[ANNOTATION])
         with ir.Emitter(mod) as out:
             work = _Insertion(func, annotation, tensor_params(annotation, self.ranges), out)
-            return out.finish(work.run(), ir.returns_tuple(func), **{ANNOTATION: None})
+            outputs = work.run()
+            attrs = {ANNOTATION: None, REASONS: json.dumps(work.reasons) if work.reasons else None}
+            return out.finish(outputs, ir.returns_tuple(func), **attrs)
 
 
 def tensor_params(annotation: Annotation, ranges: Ranges) -> dict[str, QuantParams]:
@@ -86,6 +91,9 @@ class _Insertion:
         self.owner.update({op.output: op for op in annotation.operators.values()})
         self.raw: dict[relax.Var, relax.Expr] = {}
         self.dequantized: dict[relax.Var, relax.Expr] = {}
+        self.weights: dict[str, QuantParams] = {}
+        self.reasons: dict[str, str] = {}
+        self.by_name: dict[str, relax.Expr] = {}
 
     def run(self) -> list[relax.Expr]:
         for param in self.func.params:
@@ -93,7 +101,9 @@ class _Insertion:
         for var, value in ir.bindings(self.func):
             if not isinstance(value, relax.Var | relax.Tuple):
                 new = self.out.emit(self._value(var, value), var.name)
-                self.raw[var] = new
+                self.raw[var] = self.by_name[var.name] = new
+                if self.owner[var.name].reason:
+                    self.reasons[new.name] = self.owner[var.name].reason
                 self._wrap(var, new)
         return [self._read(var, None) for var in ir.output_vars(self.func)]
 
@@ -130,21 +140,16 @@ class _Insertion:
         scale = self.params[op.inputs[0]].scale
         if var.name == op.members[0]:
             weight, params = quantize_weight(new.args[1].value.numpy(), op.weight, self._bias(op), scale)
-            self.weight = params
+            self.weights[op.output] = params
             return _with_args(new, [new.args[0], self._constant(f"{op.output}_weight", weight, params)])
-        bias = bias_of(self.raw_member(op.members[0]), new)
+        product = self.by_name[op.members[0]]
+        bias = bias_of(product, new) if ir.op_name(new) == "relax.add" else None
         if bias is None:
             return new
-        q, params = quantize_bias(bias, scale, self.weight)
-        return _with_args(
-            new, [self.raw_member(op.members[0]), self._constant(f"{op.output}_bias", q, params)]
-        )
+        q, params = quantize_bias(bias, scale, self.weights[op.output])
+        return _with_args(new, [product, self._constant(f"{op.output}_bias", q, params)])
 
-    def raw_member(self, name: str) -> relax.Expr:
-        """The new variable of a member of the group at hand."""
-        return next(new for old, new in self.raw.items() if old.name == name)
-
-    def _bias(self, op: OpAnnotation) -> relax.Expr | None:
+    def _bias(self, op: OpAnnotation) -> Array | None:
         values = {v.name: (v, value) for v, value in ir.bindings(self.func) if v.name in op.members[:2]}
         if len(op.members) < 2 or ir.op_name(values[op.members[1]][1]) != "relax.add":
             return None

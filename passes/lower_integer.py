@@ -18,9 +18,7 @@ from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
-from tvm_qplugin.passes.plan import Plan, Source, full_range, shift_array, stored
-
-REASONS = "qplugin.reasons"
+from tvm_qplugin.passes.plan import REASONS, Plan, Source, full_range, shift_array, stored
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -145,9 +143,19 @@ class _Lowering:
         name = ir.op_name(value)
         if _computes(value):
             kind = KINDS.get(name, name.removeprefix("relax."))
-            reason = self.reasons.get(var.name) or obstacle(kind, value) or _default_reason(kind)
-            self.report.append(_entry(var.name, kind, "", ir.spec_of(var).shape, reason))
+            reason = self.reasons.get(var.name) or self._reason(kind, value)
+            self.report.append(_entry(var.name, kind, "", _shape(var), reason))
         return self.out.emit(ir.retyped(value, self.env), var.name)
+
+    def _reason(self, kind: str, value: Any) -> str:
+        """Why no kernel was found for an operator of a model that came quantized."""
+        if kind in ("conv2d", "dense"):
+            weight = self.defined.get(value.args[1])
+            if weight is not None and ir.const_value(weight.args[0]) is not None:
+                return (
+                    "its quantized weight does not fit int8 with zero point 0 and a scale per output channel"
+                )
+        return obstacle(kind, value) or _default_reason(kind)
 
     def _folded(self, value: relax.Expr) -> relax.Expr | None:
         """A dequantized constant, as the float constant that it is."""
@@ -215,6 +223,12 @@ def _axes(call: Call) -> list[int]:
 
 def _computes(value: relax.Expr) -> bool:
     return isinstance(value, Call) and ir.op_name(value) not in ("relax.dequantize", "relax.permute_dims")
+
+
+def _shape(var: relax.Var) -> tuple[int, ...]:
+    """The shape of a tensor; of a tuple (split) that of its first field."""
+    first = var.ty.fields[0] if isinstance(var.ty, relax.TupleType) else var.ty
+    return ir.spec_of(relax.Var(var.name, first)).shape
 
 
 def _default_reason(kind: str) -> str:

@@ -14,6 +14,14 @@ from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.qparams import Array, QuantParams, add_params, channel_scale, clamp_bounds, multiplier
 from tvm_qplugin.passes import ir, lut
 from tvm_qplugin.passes.match_movement import match_movement
+from tvm_qplugin.passes.match_window import (
+    ints,
+    match_mean,
+    match_pool,
+    match_resize,
+    match_softmax,
+    padding4,
+)
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
 from tvm_qplugin.passes.plan import Plan, Source, full_range, shift_array, stored
 
@@ -137,9 +145,13 @@ def _bias(site: Site, value: Call) -> tuple[Call, Array] | None:
         if inner is None or array is None or KINDS.get(ir.op_name(inner)) not in ("conv2d", "dense"):
             continue
         channels = ir.spec_of(product).shape[-1]
-        if array.size in (1, channels) and (array.size == 1 or array.shape[-1] == channels):
+        if ir.spec_of(site.var).shape == ir.spec_of(product).shape and _per_channel(array, channels):
             return inner, np.broadcast_to(array.reshape(-1), (channels,))
     return None
+
+
+def _per_channel(array: Array, channels: int) -> bool:
+    return array.size == 1 or (array.size == channels and array.shape[-1] == channels)
 
 
 def _constant(expr: relax.Expr, site: Site) -> Array | None:
@@ -201,9 +213,9 @@ def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | 
     source, constants, params = parts
     attrs = core.attrs
     geometry = {
-        "strides": _ints(attrs.strides),
-        "padding": padding4(_ints(attrs.padding)),
-        "dilation": _ints(attrs.dilation),
+        "strides": ints(attrs.strides),
+        "padding": padding4(ints(attrs.padding)),
+        "dilation": ints(attrs.dilation),
         "groups": int(attrs.groups),
     }
     macs = site.out.size * constants[0][0].size
@@ -252,88 +264,6 @@ def _zero_points(a: Source, b: Source) -> dict[str, int]:
     return {"a_zp": int(a.want.zero_point), "b_zp": int(b.want.zero_point)}
 
 
-def _pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
-    source = site.source(core.args[0])
-    if source is None:
-        return None
-    attrs = core.attrs
-    params: dict[str, Any] = {
-        "pool": _ints(attrs.pool_size),
-        "strides": _ints(attrs.strides),
-        "dilation": _ints(attrs.dilation),
-    }
-    shape = ir.spec_of(core.args[0]).shape
-    params["padding"] = _ceil_padding(params, padding4(_ints(attrs.padding)), shape, site.out.shape)
-    if ir.op_name(core) == "relax.nn.max_pool2d":
-        wanted = Source(source.expr, source.have, site.grid)
-        return Plan("max_pool2d", site.out, "qmaxpool2d", {**params, **site.finish(bounds)}, (wanted,))
-    params |= {
-        **site.finish(bounds),
-        "in_zp": int(source.want.zero_point),
-        "count_include_pad": bool(attrs.count_include_pad),
-        "multiplier": float(source.want.scale / site.grid.scale),
-    }
-    return Plan("avg_pool2d", site.out, "qavgpool2d", params, (source,))
-
-
-def _ceil_padding(
-    params: Mapping[str, list[int]], padding: list[int], shape: tuple[int, ...], out: tuple[int, ...]
-) -> list[int]:
-    """Explicit bottom and right padding such that the output has exactly the inferred size."""
-    for axis in (0, 1):
-        span = (params["pool"][axis] - 1) * params["dilation"][axis] + 1
-        needed = (out[axis + 1] - 1) * params["strides"][axis] + span
-        padding[axis + 2] = max(padding[axis + 2], needed - shape[axis + 1] - padding[axis])
-    return padding
-
-
-def _mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
-    source = site.source(core.args[0])
-    if source is None:
-        return None
-    shape = ir.spec_of(core.args[0]).shape
-    axes = range(len(shape)) if core.attrs.axis is None else _ints(core.attrs.axis)
-    reduced = sorted(axis % len(shape) for axis in axes)
-    count = np.float32(np.prod([shape[axis] for axis in reduced]))
-    params = {
-        **site.finish(bounds),
-        "in_zp": int(source.want.zero_point),
-        "axes": reduced,
-        "keepdims": bool(core.attrs.keepdims),
-        "multiplier": float(source.want.scale / site.grid.scale / count),
-    }
-    return Plan("mean", site.out, "qmean", params, (source,))
-
-
-def _softmax(site: Site, core: Call, _bounds: Bounds, _bias: Array | None) -> Plan | None:
-    source = site.source(core.args[0])
-    if source is None:
-        return None
-    exponent = np.arange(255, -1, -1, dtype="float32") * -source.want.scale
-    params = {
-        **full_range(site.grid),
-        "axis": int(core.attrs.axis) % len(site.out.shape),
-        "out_scale": float(site.grid.scale),
-    }
-    return Plan("softmax", site.out, "qsoftmax", params, (source,), (), (np.exp(exponent).astype("float32"),))
-
-
-def _resize(site: Site, core: Call, _bounds: Bounds, _bias: Array | None) -> Plan | None:
-    source = site.source(core.args[0])
-    if source is None:
-        return None
-    attrs = core.attrs
-    rounding = {"round": "round_prefer_ceil", "": "round_prefer_floor"}
-    params = {
-        "size": list(site.out.shape[1:3]),
-        "method": "nearest" if attrs.method == "nearest_neighbor" else "linear",
-        "coordinate": str(attrs.coordinate_transformation_mode),
-        "rounding": rounding.get(attrs.rounding_method, str(attrs.rounding_method)),
-    }
-    wanted = Source(source.expr, source.have, site.grid)
-    return Plan("resize2d", site.out, "qresize2d", params, (wanted,))
-
-
 def _clamp(site: Site, source: Source, bounds: Bounds) -> Plan | None:
     if not source.want.same(site.grid):
         return None
@@ -351,24 +281,15 @@ def _table(site: Site) -> Plan | None:
     return Plan(kind, site.out, "qlut", {}, (source,), (), (shift_array(values, site.grid.dtype),))
 
 
-def _ints(values: object) -> list[int]:
-    return [int(v) for v in values]  # type: ignore[attr-defined]
-
-
-def padding4(padding: list[int]) -> list[int]:
-    """Padding as top, left, bottom, right."""
-    return padding * 4 if len(padding) == 1 else padding * 2 if len(padding) == 2 else padding
-
-
 _HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] = {
     "conv2d": _conv,
     "dense": _dense,
     "add": _add,
     "subtract": _add,
     "multiply": _mul,
-    "avg_pool2d": _pool,
-    "max_pool2d": _pool,
-    "mean": _mean,
-    "softmax": _softmax,
-    "resize2d": _resize,
+    "avg_pool2d": match_pool,
+    "max_pool2d": match_pool,
+    "mean": match_mean,
+    "softmax": match_softmax,
+    "resize2d": match_resize,
 }

@@ -17,6 +17,7 @@ KINDS = {
     "relax.multiply": "multiply",
     "relax.nn.avg_pool2d": "avg_pool2d",
     "relax.nn.max_pool2d": "max_pool2d",
+    "relax.max": "max_pool2d",
     "relax.mean": "mean",
     "relax.concat": "concat",
     "relax.nn.pad": "pad",
@@ -114,6 +115,11 @@ def _dense(value: relax.Expr) -> str:
 
 def _pool(value: relax.Expr) -> str:
     attrs = value.attrs
+    if ir.op_name(value) == "relax.max":
+        rank = len(ir.spec_of(value.args[0]).shape)
+        axes = range(rank) if attrs.axis is None else [int(axis) % rank for axis in attrs.axis]
+        whole = rank == 4 and sorted(axes) == [1, 2] and bool(attrs.keepdims)
+        return "" if whole else "it is not a maximum over height and width"
     if attrs.layout != "NHWC":
         return f"its layout is {attrs.layout}, not NHWC"
     if ir.op_name(value) == "relax.nn.avg_pool2d":

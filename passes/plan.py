@@ -11,6 +11,9 @@ from tvm import relax
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams
 
+REASONS = "qplugin.reasons"
+"""Function attribute of a QDQ module: why a tensor is computed in float, a JSON object by name."""
+
 _SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 

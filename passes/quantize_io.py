@@ -96,10 +96,15 @@ class QuantizeIO:
 def _input_params(func: relax.Function, param: relax.Var) -> QuantParams | None:
     """The grid of an input that is only ever quantized, directly or behind one transposition."""
     users, defined = ir.consumers(func), ir.definitions(func)
-    readers = users.get(param, [])
+    readers, seen = users.get(param, []), {param}
     if len(readers) == 1 and ir.op_name(defined[readers[0]]) == "relax.permute_dims":
+        seen.add(readers[0])
         readers = users.get(readers[0], [])
-    if len(readers) != 1 or ir.op_name(defined[readers[0]]) != "relax.quantize":
+    if (
+        seen & set(ir.output_vars(func))
+        or len(readers) != 1
+        or ir.op_name(defined[readers[0]]) != "relax.quantize"
+    ):
         return None
     params = ir.qparams_of(defined[readers[0]])
     return params if params is not None and params.dtype in ("int8", "uint8") else None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_qplugin.build import compile_function
+from tvm_qplugin.build import Runner, compile_function
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import extra_constants
@@ -18,63 +20,35 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.select_kernels import kernel_of
 
+Step = Callable[[Mapping[relax.Var, Array]], dict[relax.Var, Array]]
+
 
 class Simulator:
     """The oracle's answer for a QDQ module.
 
     Integer kernels and integer data movement run in numpy; float islands, whose results depend on
-    the order of summation, run as TVM compiles them.
+    the order of summation and on what is fused, run as TVM compiles them, each as a whole.
     """
 
     def __init__(self, module: IRModule) -> None:
         self.module = tvm.transform.Sequential([LowerInteger(storage="int8")])(module)
         self._func = ir.main_function(self.module)
-        self._float: dict[relax.Var, Callable[[Sequence[Array]], list[Array]]] = {}
+        self._steps = steps_of(self.module)
 
     def run(self, *arrays: Array) -> list[Array]:
         """Outputs for one set of inputs (shapes and dtypes of the module's parameters)."""
-        env: dict[relax.Var, Any] = dict(zip(self._func.params, arrays, strict=True))
-        for var, value in ir.bindings(self._func):
-            env[var] = self._evaluate(var, value, env)
+        env = self._evaluate(arrays)
         return [env[var] for var in ir.output_vars(self._func)]
 
     def tensors(self, *arrays: Array) -> dict[str, Array]:
-        """Every intermediate tensor by name, for comparing layer by layer."""
-        env: dict[relax.Var, Any] = dict(zip(self._func.params, arrays, strict=True))
-        for var, value in ir.bindings(self._func):
-            env[var] = self._evaluate(var, value, env)
-        return {var.name: value for var, value in env.items() if isinstance(value, np.ndarray)}
+        """Every integer tensor, and every float one that leaves an island, by name."""
+        return {var.name: value for var, value in self._evaluate(arrays).items()}
 
-    def _evaluate(self, var: relax.Var, value: relax.Expr, env: dict[relax.Var, Any]) -> Any:
-        if isinstance(value, relax.Var):
-            return env[value]
-        if isinstance(value, relax.Tuple):
-            return tuple(self._argument(field, env) for field in value.fields)
-        if isinstance(value, relax.TupleGetItem):
-            return env[value.tuple_value][value.index]
-        kernel = kernel_of(self.module, value)
-        if kernel is not None:
-            args = [self._argument(arg, env) for arg in value.args[1].fields]
-            extra = len(extra_constants(kernel.name, kernel.params, kernel.args))
-            return ORACLE[kernel.name](kernel.params, *args[: len(args) - extra], kernel.out.dtype)
-        move = _MOVEMENT.get(ir.op_name(value))
-        if move is not None:
-            return move(value, [self._argument(arg, env) for arg in value.args[:1]])
-        return self._compiled(var, value, env)
-
-    def _argument(self, expr: relax.Expr, env: dict[relax.Var, Any]) -> Any:
-        if isinstance(expr, relax.Tuple):
-            return tuple(self._argument(field, env) for field in expr.fields)
-        array = ir.const_value(expr)
-        return env[expr] if array is None else array
-
-    def _compiled(self, var: relax.Var, value: relax.Expr, env: dict[relax.Var, Any]) -> Any:
-        used = list(dict.fromkeys(ir.variables(value)))
-        if var not in self._float:
-            self._float[var] = compile_function(_single(value, used))
-        flat = [field for v in used for field in (env[v] if isinstance(env[v], tuple) else (env[v],))]
-        result = self._float[var](flat)
-        return tuple(result) if isinstance(value.ty, relax.TupleType) else result[0]
+    def _evaluate(self, arrays: Sequence[Array]) -> dict[relax.Var, Array]:
+        env: dict[relax.Var, Array] = dict(zip(self._func.params, arrays, strict=True))
+        for step in self._steps:
+            env |= step(env)
+        return env
 
 
 def simulate(module: IRModule, *arrays: Array) -> list[Array]:
@@ -82,15 +56,97 @@ def simulate(module: IRModule, *arrays: Array) -> list[Array]:
     return Simulator(module).run(*arrays)
 
 
-def _single(value: relax.Expr, used: list[relax.Var]) -> IRModule:
-    """A module that computes just one binding."""
-    bb = relax.BlockBuilder()
-    params = [relax.Var(v.name, v.ty) for v in used]
-    with bb.function("main", params):
-        with bb.dataflow():
-            out = bb.emit_output(ir.substitute(value, dict(zip(used, params, strict=True))))
-        bb.emit_func_output(out)
-    return bb.get()
+def steps_of(mod: IRModule) -> list[Step]:
+    """A lowered module in an order in which every float island runs at once.
+
+    The depth of a tensor is the largest number of float islands behind it, up to an output. Floats of equal
+    depth are compiled together, as FuseOps sees them; integers of that depth come before them.
+    """
+    func = ir.main_function(mod)
+    bound = {v: value for v, value in ir.bindings(func) if not isinstance(value, relax.Var | relax.Tuple)}
+    floats = {var for var, value in bound.items() if not _in_numpy(mod, value)}
+    depth = _depths(bound, floats)
+    steps: list[Step] = []
+    for level in sorted(set(depth.values()), reverse=True):
+        here = [var for var in bound if depth[var] == level]
+        steps += [_Integer(mod, var, bound[var]) for var in here if var not in floats]
+        island = {var: bound[var] for var in here if var in floats}
+        if island:
+            rest = [value for var, value in bound.items() if var not in island]
+            read = {used for value in rest for used in ir.variables(value)} | set(ir.output_vars(func))
+            steps.append(_Island(mod, island, [var for var in island if var in read]))
+    return steps
+
+
+def _depths(bound: Mapping[relax.Var, relax.Expr], floats: set[relax.Var]) -> dict[relax.Var, int]:
+    depth: dict[relax.Var, int] = {}
+    for var, value in reversed(list(bound.items())):
+        depth.setdefault(var, 0)
+        for used in ir.variables(value):
+            step = int(used in floats and var not in floats)
+            depth[used] = max(depth.get(used, 0), depth[var] + step)
+    for var, value in bound.items():
+        if isinstance(value, relax.TupleGetItem):
+            depth[var] = depth[value.tuple_value]
+    return depth
+
+
+def _in_numpy(mod: IRModule, value: relax.Expr) -> bool:
+    moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8")
+    return moved or kernel_of(mod, value) is not None
+
+
+@dataclass
+class _Integer:
+    """One kernel or movement of integers, in numpy."""
+
+    mod: IRModule
+    var: relax.Var
+    value: Any
+
+    def __call__(self, env: Mapping[relax.Var, Array]) -> dict[relax.Var, Array]:
+        kernel = kernel_of(self.mod, self.value)
+        if kernel is None:
+            move = _MOVEMENT[ir.op_name(self.value)]
+            return {self.var: move(self.value, [_argument(self.value.args[0], env)])}
+        args = [_argument(arg, env) for arg in self.value.args[1].fields]
+        extra = len(extra_constants(kernel.name, kernel.params, kernel.args))
+        result = ORACLE[kernel.name](kernel.params, *args[: len(args) - extra], kernel.out.dtype)
+        return {self.var: result}
+
+
+def _argument(expr: Any, env: Mapping[relax.Var, Array]) -> Any:
+    if isinstance(expr, relax.Tuple):
+        return tuple(_argument(field, env) for field in expr.fields)
+    array = ir.const_value(expr)
+    return env[expr] if array is None else array
+
+
+@dataclass
+class _Island:
+    """Float bindings, compiled together when they are first needed."""
+
+    mod: IRModule
+    bound: dict[relax.Var, relax.Expr]
+    results: list[relax.Var]
+
+    def __call__(self, env: Mapping[relax.Var, Array]) -> dict[relax.Var, Array]:
+        values = self._run([env[var] for var in self._inputs])
+        return dict(zip(self.results, values, strict=True))
+
+    @cached_property
+    def _inputs(self) -> list[relax.Var]:
+        used = (var for value in self.bound.values() for var in ir.variables(value))
+        return [var for var in dict.fromkeys(used) if var not in self.bound]
+
+    @cached_property
+    def _run(self) -> Runner:
+        params = [relax.Var(var.name, var.ty) for var in self._inputs]
+        env: dict[relax.Var, relax.Expr] = dict(zip(self._inputs, params, strict=True))
+        with ir.Emitter(self.mod, params) as out:
+            for var, value in self.bound.items():
+                env[var] = out.emit(ir.substitute(value, env), var.name)
+            return compile_function(out.finish([env[var] for var in self.results], True))
 
 
 def _slice(call: tvm.ir.Call, args: list[Array]) -> Array:
@@ -98,7 +154,7 @@ def _slice(call: tvm.ir.Call, args: list[Array]) -> Array:
     strides = [int(i) for i in call.args[4].fields] if len(call.args) > 4 else [1] * len(axes)
     index = [slice(None)] * args[0].ndim
     for axis, first, last, step in zip(axes, begin, end, strides, strict=True):
-        index[axis] = slice(first, last if step > 0 or last >= 0 else None, step)
+        index[axis] = slice(first, None if last < -args[0].shape[axis] and step < 0 else last, step)
     return args[0][tuple(index)]
 
 

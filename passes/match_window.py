@@ -1,0 +1,120 @@
+"""Pools, means, softmax and resizing between R.dequantize and R.quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm.ir import Call
+
+from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.plan import Plan, Source, full_range
+
+if TYPE_CHECKING:
+    from tvm_qplugin.passes.match_integer import Bounds, Site
+
+
+def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """Max and average pools, ceil_mode as explicit padding."""
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    attrs, shape = core.attrs, ir.spec_of(core.args[0]).shape
+    if ir.op_name(core) == "relax.max":
+        return _global_max(site, source, bounds, shape)
+    params: dict[str, Any] = {
+        "pool": ints(attrs.pool_size),
+        "strides": ints(attrs.strides),
+        "dilation": ints(attrs.dilation),
+    }
+    params["padding"] = _ceil_padding(params, padding4(ints(attrs.padding)), shape, site.out.shape)
+    if ir.op_name(core) == "relax.nn.max_pool2d":
+        wanted = Source(source.expr, source.have, site.grid)
+        return Plan("max_pool2d", site.out, "qmaxpool2d", {**params, **site.finish(bounds)}, (wanted,))
+    params |= {
+        **site.finish(bounds),
+        "in_zp": int(source.want.zero_point),
+        "count_include_pad": bool(attrs.count_include_pad),
+        "multiplier": float(source.want.scale / site.grid.scale),
+    }
+    return Plan("avg_pool2d", site.out, "qavgpool2d", params, (source,))
+
+
+def _global_max(site: Site, source: Source, bounds: Bounds, shape: tuple[int, ...]) -> Plan:
+    """The maximum over height and width: one window as large as the image."""
+    window = {"pool": list(shape[1:3]), "strides": [1, 1], "dilation": [1, 1], "padding": [0] * 4}
+    wanted = Source(source.expr, source.have, site.grid)
+    return Plan("max_pool2d", site.out, "qmaxpool2d", {**window, **site.finish(bounds)}, (wanted,))
+
+
+def _ceil_padding(
+    params: Mapping[str, list[int]], padding: list[int], shape: tuple[int, ...], out: tuple[int, ...]
+) -> list[int]:
+    """Explicit bottom and right padding such that the output has exactly the inferred size."""
+    for axis in (0, 1):
+        span = (params["pool"][axis] - 1) * params["dilation"][axis] + 1
+        needed = (out[axis + 1] - 1) * params["strides"][axis] + span
+        padding[axis + 2] = max(padding[axis + 2], needed - shape[axis + 1] - padding[axis])
+    return padding
+
+
+def match_mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """A mean over any axes; 1/n goes into the multiplier."""
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    shape = ir.spec_of(core.args[0]).shape
+    axes = range(len(shape)) if core.attrs.axis is None else ints(core.attrs.axis)
+    reduced = sorted(axis % len(shape) for axis in axes)
+    count = np.float32(np.prod([shape[axis] for axis in reduced]))
+    params = {
+        **site.finish(bounds),
+        "in_zp": int(source.want.zero_point),
+        "axes": reduced,
+        "keepdims": bool(core.attrs.keepdims),
+        "multiplier": float(source.want.scale / site.grid.scale / count),
+    }
+    return Plan("mean", site.out, "qmean", params, (source,))
+
+
+def match_softmax(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """Softmax by a table of exponentials; nothing can be fused behind it."""
+    source = site.source(core.args[0])
+    if source is None or bounds != (None, None):
+        return None
+    exponent = np.arange(255, -1, -1, dtype="float32") * -source.want.scale
+    params = {
+        **full_range(site.grid),
+        "axis": int(core.attrs.axis) % len(site.out.shape),
+        "out_scale": float(site.grid.scale),
+    }
+    return Plan("softmax", site.out, "qsoftmax", params, (source,), (), (np.exp(exponent).astype("float32"),))
+
+
+def match_resize(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """Nearest and bilinear resizing on the output's grid; nothing can be fused behind it."""
+    source = site.source(core.args[0])
+    if source is None or bounds != (None, None):
+        return None
+    attrs = core.attrs
+    rounding = {"round": "round_prefer_ceil", "": "round_prefer_floor"}
+    params = {
+        "size": list(site.out.shape[1:3]),
+        "method": "nearest" if attrs.method == "nearest_neighbor" else "linear",
+        "coordinate": str(attrs.coordinate_transformation_mode),
+        "rounding": rounding.get(attrs.rounding_method, str(attrs.rounding_method)),
+    }
+    wanted = Source(source.expr, source.have, site.grid)
+    return Plan("resize2d", site.out, "qresize2d", params, (wanted,))
+
+
+def ints(values: object) -> list[int]:
+    """A TVM array as Python integers."""
+    return [int(v) for v in values]  # type: ignore[attr-defined]
+
+
+def padding4(padding: list[int]) -> list[int]:
+    """Padding as top, left, bottom, right."""
+    return padding * 4 if len(padding) == 1 else padding * 2 if len(padding) == 2 else padding
