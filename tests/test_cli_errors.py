@@ -284,8 +284,9 @@ def test_damaged_artifacts(command, file, change, said, made, tmp_path):
 def test_artifacts_that_are_none(command, made, tmp_path):
     more = {"run": ("--input", TEST), "evaluate": ("--data", TEST)}.get(command, ())
     _fails(tmp_path, (command, tmp_path / "gone", *more), 1, "gone: no such directory")
-    _fails(tmp_path, (command, MODEL, *more), 1, "not a directory")
-    _fails(tmp_path, (command, made / "q", *more), 1, "not a complete artifact")
+    _fails(tmp_path, (command, MODEL, *more), 1, "is not an artifact", "tvm-qplugin build")
+    _fails(tmp_path, (command, made / "q", *more), 1, "is not an artifact", "tvm-qplugin build")
+    _fails(tmp_path, (command, _empty(tmp_path), *more), 1, "manifest.json is missing")
 
 
 RUN: list[Case] = [

@@ -64,28 +64,26 @@ def main() -> None:
         os._exit(INTERRUPTED)
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=lambda value: _version(value))
-    ] = False,
-) -> None:
-    """Make a trained model small and fast: ONNX in, a compiled int8 model out.
-
-    [bold]quantize[/] turns float into int8 with the help of some samples, [bold]build[/] compiles it to
-    model.so, [bold]run[/], [bold]bench[/] and [bold]evaluate[/] use that. To see all of it on an embedded
-    model: [bold]tvm-qplugin demo[/].
-
-    Exit codes: 0 success, 1 wrong input (the message says what to do), 2 wrong command line, 130 Ctrl-C.
-    """
-
-
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
         print(f"tvm-qplugin {version('tvm-qplugin')} (apache-tvm {version('apache-tvm')})")
         raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the versions.")
+    ] = False,
+) -> None:
+    """Make a trained model small and fast: ONNX in, a compiled int8 model out.
+
+    First [bold]quantize[/] (float to int8, with some samples), then [bold]build[/] (to model.so), then
+    [bold]run[/], [bold]bench[/], [bold]evaluate[/]. All of it on an embedded model: [bold]tvm-qplugin demo[/]
+
+    Exit codes: 0 success, 1 wrong input (the message says what to do), 2 wrong command line, 130 Ctrl-C.
+    """
 
 
 def _command(name: str, function: Function) -> None:
@@ -101,7 +99,13 @@ def _command(name: str, function: Function) -> None:
     parameters = [*signature.parameters.values(), _JSON, _DEBUG]
     run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    app.command(name)(run)
+    app.command(name, help=_flowing(function.__doc__ or ""))(run)
+
+
+def _flowing(text: str) -> str:
+    """A docstring whose paragraphs fit any width; only examples keep their lines."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(p if p.startswith("Example") else p.replace("\n", " ") for p in paragraphs)
 
 
 def _show(report: Report, as_json: bool) -> None:
@@ -179,5 +183,6 @@ _COMMANDS: dict[str, Function] = {
     "calibrate": cli_quantize.calibrate,
     "merge-tables": cli_quantize.merge_tables,
 }
+app.callback(help=_flowing(options.__doc__ or ""))(options)
 for _name, _function in _COMMANDS.items():
     _command(_name, _function)

@@ -53,7 +53,6 @@ def build(
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
-    \b
     Example:
       tvm-qplugin build quantized -o artifact
     """
@@ -111,7 +110,6 @@ def inspect(
 
     Of a float ONNX file it shows what quantization would do, before you spend time on it.
 
-    \b
     Examples:
       tvm-qplugin inspect model.onnx
       tvm-qplugin inspect artifact --json

@@ -51,7 +51,6 @@ def demo(
     The model is a small CNN that reads handwritten digits (8x8 pixels). It is calibrated with 200 images
     and judged on 450 that it has never seen.
 
-    \b
     Example:
       tvm-qplugin demo --keep demo
     """

@@ -10,7 +10,7 @@ import typer
 from tvm_qplugin import report
 from tvm_qplugin.console import bar, step
 from tvm_qplugin.data import Source, open_labelled, open_samples
-from tvm_qplugin.inspection import kind_of
+from tvm_qplugin.inspection import kind_of, load_artifact
 from tvm_qplugin.report import Report
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def evaluate(
     Agreement is the share of samples with the same arg-max, SQNR the signal-to-noise ratio of the first
     output in dB: both show small differences better than accuracy does.
 
-    \b
     Example:
       tvm-qplugin evaluate artifact --data test.npz --reference model.onnx
     """
@@ -70,9 +69,7 @@ def evaluate(
     if reference is not None:
         kind_of(reference)
     with step("loading the artifact"):
-        from tvm_qplugin.artifact import Artifact
-
-        loaded = Artifact.load(artifact)
+        loaded = load_artifact(artifact)
     pairs = _open(data, loaded, preprocess, key, not no_labels)
     other = None if reference is None else _reference(reference, loaded)
     from tvm_qplugin.evaluate import evaluate as measure
@@ -116,12 +113,11 @@ def _open(
 
 def _reference(path: Path, artifact: Artifact) -> Artifact:
     """An artifact, or an ONNX file compiled as it is with the inputs in the artifact's layout."""
-    from tvm_qplugin.artifact import Artifact
     from tvm_qplugin.build import build
     from tvm_qplugin.frontend import load
 
     if kind_of(path) == "artifact":
-        return Artifact.load(path)
+        return load_artifact(path)
     with step("compiling the reference"):
         if kind_of(path) == "stage":
             from tvm_qplugin.stage import load_module

@@ -112,10 +112,10 @@ def quantize(
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
     model for [bold]build[/]. A model that is quantized already (QDQ) needs no samples.
 
-    \b
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
-      tvm-qplugin quantize model.onnx --calibration photos --preprocess tf,crop=224 -o q8
+      tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
+        --preprocess tf,crop=224 --samples 100
     """
     if calibration is not None and table is not None:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
@@ -151,7 +151,6 @@ def calibrate(
 
     [bold]quantize --table[/] uses it; tables of parts of the data can be merged with [bold]merge-tables[/].
 
-    \b
     Example:
       tvm-qplugin calibrate model.onnx --calibration samples.npz -o table.json
     """
@@ -174,7 +173,6 @@ def merge_tables(
 ) -> Report:
     """Merge calibration tables that were made from parts of the data.
 
-    \b
     Example:
       tvm-qplugin merge-tables part1.json part2.json -o table.json
     """

@@ -18,6 +18,7 @@ from tvm_qplugin.console import bar, step
 from tvm_qplugin.core.errors import InputError, QPluginError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.data import IMAGES
+from tvm_qplugin.inspection import load_artifact
 from tvm_qplugin.outputs import check_file, write_arrays
 from tvm_qplugin.preprocess import Preprocess, as_preprocess
 from tvm_qplugin.report import Report
@@ -57,14 +58,13 @@ def run(
 ) -> Report:
     """Run an artifact on one sample and show the largest values of each output.
 
-    \b
     Examples:
       tvm-qplugin run artifact --input photo.jpg --preprocess tf,crop=224
       tvm-qplugin run artifact --input samples.npz --index 3 --output result.npz
     """
     check_file(output, "the outputs")
     with step("loading the artifact"):
-        loaded = _load(artifact)
+        loaded = load_artifact(artifact)
     from tvm_qplugin.evaluate import to_real, to_wire
 
     infos = loaded.manifest.inputs
@@ -102,14 +102,13 @@ def bench(
 ) -> Report:
     """Time an artifact on random input: median, fastest and 90th percentile of single runs.
 
-    \b
     Example:
       tvm-qplugin bench artifact --threads 1 --threads 2
     """
     counts = threads or [1]
     _check_threads(counts)
     with step("loading the artifact"):
-        loaded = _load(artifact)
+        loaded = load_artifact(artifact)
     found = []
     with bar("timing", len(counts)) as advance:
         for count in counts:
@@ -133,12 +132,6 @@ def bench(
         "measurements": [m.to_json() for m in found],
     }
     return Report(data, (report.columns_table(title, rows, left=0),))
-
-
-def _load(path: Path) -> Artifact:
-    from tvm_qplugin.artifact import Artifact
-
-    return Artifact.load(path)
 
 
 def _check_threads(counts: list[int]) -> None:

@@ -25,8 +25,9 @@ def messages() -> Console:
 
 
 def say(text: str, style: str = "") -> None:
-    """One message; it is not broken into lines, so that it can be searched for."""
-    messages().print(Text(text, style), soft_wrap=True)
+    """One message; broken into lines on a terminal only, so that logs can be searched."""
+    console = messages()
+    console.print(Text(text, style), soft_wrap=not console.is_terminal)
 
 
 @contextmanager
@@ -43,6 +44,8 @@ def step(label: str, *, spin: bool = True) -> Iterator[None]:
             progress.add_task(label, total=None)
             yield
     else:
+        if console.is_terminal:
+            say(f"{label} ...", "dim")
         yield
     say(f"{label:<28} {time.perf_counter() - start:6.1f} s", "dim")
 

@@ -14,6 +14,7 @@ from tvm_qplugin.store import MANIFEST, read_manifest, verify
 if TYPE_CHECKING:
     from tvm.ir import IRModule
 
+    from tvm_qplugin.artifact import Artifact
     from tvm_qplugin.core.profile import TargetProfile
     from tvm_qplugin.core.recipe import Recipe
     from tvm_qplugin.core.spec import Annotation
@@ -31,7 +32,7 @@ def kind_of(source: Path) -> str:
     """What a path is: "artifact", "stage" or "onnx"; ModelError or ArtifactError if it is none of them."""
     if (source / MANIFEST).is_file():
         return "artifact"
-    if (source / "module.json").is_file() or source.name == "module.json":
+    if _is_stage(source) or source.name == "module.json":
         return "stage"
     if source.is_dir():
         raise ArtifactError(
@@ -43,6 +44,18 @@ def kind_of(source: Path) -> str:
             f"{source} does not exist: give an ONNX file, or the directory of a quantized model or artifact"
         )
     return "onnx"
+
+
+def load_artifact(source: Path) -> Artifact:
+    """A saved artifact; ArtifactError tells a model that is not compiled yet from a broken artifact."""
+    from tvm_qplugin.artifact import Artifact
+
+    if source.is_file() or (source.is_dir() and not (source / MANIFEST).exists() and _is_stage(source)):
+        raise ArtifactError(
+            f"{source} is not an artifact: compile it with `tvm-qplugin build {source} -o artifact` and give "
+            "that directory"
+        )
+    return Artifact.load(source)
 
 
 def read_module(source: Path, **options: Any) -> IRModule:
@@ -160,3 +173,7 @@ def _macs(var: Any, value: Any) -> int:
     weight = ir.spec_of(value.args[1])
     outputs = weight.shape[0] if name == "relax.nn.conv2d" else weight.shape[-1]
     return ir.spec_of(var).size * (weight.size // outputs)
+
+
+def _is_stage(source: Path) -> bool:
+    return (source / "module.json").is_file()
