@@ -53,6 +53,8 @@ def build(
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
+    A float ONNX file can be compiled as well: build it to compare the quantized model with.
+
     Example:
       tvm-qplugin build quantized -o artifact
     """
@@ -121,6 +123,7 @@ def inspect(
         "source": str(source),
         "kind": contents.kind,
         **{key: value for key, value in manifest.to_json().items() if key not in ("operators", "format")},
+        "tensors": {name: report.numbers(params) for name, params in manifest.tensors.items()},
         "operators": report.operators_json(manifest),
         "totals": sums,
     }

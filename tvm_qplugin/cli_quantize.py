@@ -173,6 +173,8 @@ def merge_tables(
 ) -> Report:
     """Merge calibration tables that were made from parts of the data.
 
+    They must be of the same model and of the same observer.
+
     Example:
       tvm-qplugin merge-tables part1.json part2.json -o table.json
     """

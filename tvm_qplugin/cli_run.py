@@ -58,6 +58,8 @@ def run(
 ) -> Report:
     """Run an artifact on one sample and show the largest values of each output.
 
+    Where the model takes or gives integers, real numbers are quantized on the way in, and shown.
+
     Examples:
       tvm-qplugin run artifact --input photo.jpg --preprocess tf,crop=224
       tvm-qplugin run artifact --input samples.npz --index 3 --output result.npz
@@ -101,6 +103,8 @@ def bench(
     ] = None,
 ) -> Report:
     """Time an artifact on random input: median, fastest and 90th percentile of single runs.
+
+    Copying the input in and the output out is not counted.
 
     Example:
       tvm-qplugin bench artifact --threads 1 --threads 2

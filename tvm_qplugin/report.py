@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
+from tvm_qplugin.core.qparams import QuantParams
 
 WEIGHTED = ("conv2d", "dense")
 
@@ -60,11 +61,18 @@ def grid(params: dict[str, Any] | None) -> str:
     """Scale and zero point (JSON form) in short; a range of scales where they are per channel."""
     if params is None:
         return "-"
-    scale, zero_point = params["scale"], params["zero_point"]
-    if not isinstance(scale, list):
-        return f"{scale:.4g}, {zero_point}"
-    zeros = zero_point if isinstance(zero_point, list) else [zero_point]
-    return f"{min(scale):.3g}..{max(scale):.3g}, {min(zeros)}" if scale else "-"
+    values = QuantParams.from_json(params)
+    low, high = float(values.scale.min()), float(values.scale.max())
+    scale = f"{low:.4g}" if low == high else f"{low:.3g}..{high:.3g}"
+    return f"{scale}, {int(values.zero_point.min())}"
+
+
+def numbers(params: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The JSON form of parameters with plain lists, for programs that do not know how we pack them."""
+    if params is None:
+        return None
+    values = QuantParams.from_json(params)
+    return {**params, "scale": values.scale.tolist(), "zero_point": values.zero_point.tolist()}
 
 
 def artifact_bytes(manifest: Manifest) -> int:
@@ -96,8 +104,8 @@ def operators_json(manifest: Manifest) -> list[dict[str, Any]]:
         {
             **asdict(op),
             "shape": list(op.shape),
-            "qparams": manifest.tensors.get(op.name),
-            "weight_qparams": manifest.tensors.get(f"{op.name}_weight"),
+            "qparams": numbers(manifest.tensors.get(op.name)),
+            "weight_qparams": numbers(manifest.tensors.get(f"{op.name}_weight")),
         }
         for op in manifest.operators
     ]
@@ -184,7 +192,7 @@ def summary(operators: Sequence[OperatorInfo]) -> Text:
 
 def columns_table(title: str, rows: Sequence[dict[str, str]], left: int = 1) -> Table:
     """A table from rows with equal keys; the first ``left`` columns are text, the others numbers."""
-    table = Table(title=title or None, title_justify="left", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
     for index, name in enumerate(rows[0]):
         table.add_column(name, justify="left" if index < left else "right", no_wrap=index >= left)
     for row in rows:
