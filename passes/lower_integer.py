@@ -19,6 +19,7 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
 from tvm_qplugin.passes.plan import REASONS, Plan, Source, full_range, shift_array, stored
+from tvm_qplugin.passes.spread_qdq import spread_qdq
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerInteger")
@@ -35,6 +36,7 @@ class LowerInteger:
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Plan backwards from the outputs, then emit forwards."""
+        mod = spread_qdq(mod)
         func = ir.main_function(mod)
         with ir.Emitter(mod) as out:
             lowering = _Lowering(func, self.storage, out)
