@@ -112,10 +112,19 @@ def _show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(plain(report.data), allow_nan=False))
         return
-    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if fixed else PIPE_WIDTH)
+    console = Console(highlight=False, width=_width())
     for part in report.parts:
         console.print(part)
+
+
+def _width() -> int | None:
+    """None: rich finds it out. Into a pipe, as wide as the terminal that messages go to."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return None
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        return PIPE_WIDTH
 
 
 @contextmanager

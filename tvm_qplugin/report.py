@@ -117,8 +117,8 @@ def operators_table(manifest: Manifest) -> Table:
     table.add_column("tensor", overflow="fold", ratio=3)
     table.add_column("operator", overflow="fold")
     table.add_column("runs in")
-    table.add_column("kernel")
-    table.add_column("output")
+    table.add_column("kernel", overflow="fold")
+    table.add_column("output", overflow="fold")
     table.add_column("scale, zero point")
     table.add_column("weights", justify="right")
     table.add_column("mult-adds", justify="right")
@@ -194,7 +194,7 @@ def columns_table(title: str, rows: Sequence[dict[str, str]], left: int = 1) -> 
     """A table from rows with equal keys; the first ``left`` columns are text, the others numbers."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index < left else "right", no_wrap=index >= left)
+        table.add_column(name, justify="left" if index < left else "right", no_wrap=index < left)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
     return table
