@@ -22,16 +22,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def data_root() -> Path:
-    """``QPLUGIN_DATA``, relative to the repository; default ``../shared``."""
-    return (ROOT / (os.environ.get("QPLUGIN_DATA") or "../shared")).resolve()
+    """``QPLUGIN_DATA``, relative to the repository; default ``../shared``. SystemExit if it is empty."""
+    setting = os.environ.get("QPLUGIN_DATA", "../shared")
+    if not setting:
+        raise SystemExit("QPLUGIN_DATA is empty: set it to the folder that holds models/ and data/")
+    return (ROOT / setting).resolve()
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Every ``step``-th sample of a folder or file, at most ``limit``; ``skip`` turns the choice round.
+    """Every ``step``-th sample of a folder or file, at most ``limit``.
 
-    ``labels``: "" for none, "y" or "labels.csv" for classes, "input" for the sample itself,
-    "boxes" for the annotations in the folder, else ``file.npz:array``.
+    ``skip``: every ``step``-th is left out instead. ``labels``: "" for none, "y" or "labels.csv" for
+    classes, "input" for the sample itself, "boxes" for the annotations in the folder, else
+    ``file.npz:array``.
     """
 
     path: str
@@ -43,14 +47,15 @@ class Samples:
 
     def __iter__(self) -> Iterator[Array]:
         """The samples alone, in the model's layout without the batch."""
-        return self._chosen(iter(open_samples(self._file, preprocess=self.preprocess)))
+        return self._chosen(iter(open_samples(self.file, preprocess=self.preprocess)))
 
     def pairs(self) -> Iterator[tuple[Array, Any]]:
         """Samples with their labels."""
         return self._chosen(self._all_pairs())
 
     @property
-    def _file(self) -> Path:
+    def file(self) -> Path:
+        """The folder or file."""
         return data_root() / "data" / self.path
 
     def _chosen(self, items: Iterator[Any]) -> Iterator[Any]:
@@ -59,15 +64,15 @@ class Samples:
 
     def _all_pairs(self) -> Iterator[tuple[Array, Any]]:
         if self.labels in ("y", "labels.csv"):
-            return iter(open_labelled(self._file, preprocess=self.preprocess))
-        samples = iter(open_samples(self._file, preprocess=self.preprocess))
+            return iter(open_labelled(self.file, preprocess=self.preprocess))
+        samples = iter(open_samples(self.file, preprocess=self.preprocess))
         if self.labels == "input":
             return ((x, x) for x in samples)
         if self.labels == "boxes":
-            entries = json.loads((self._file / "annotations.json").read_text())["images"]
+            entries = json.loads((self.file / "annotations.json").read_text())["images"]
             return zip(samples, sorted(entries, key=lambda entry: str(entry["file"])), strict=True)
         path, _, name = self.labels.partition(":")
-        return zip(samples, open_samples(self._file.parent / path, key=name), strict=True)
+        return zip(samples, open_samples(self.file.parent / path, key=name), strict=True)
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ def chosen(names: list[str]) -> list[RealModel]:
 def require_data(models: list[RealModel]) -> None:
     """SystemExit with a reason when a file that these models need is absent."""
     missing = [m.path for m in models if not m.path.is_file()]
-    missing += [s._file for m in models for s in (m.calibration, m.dev) if not s._file.exists()]
+    missing += [s.file for m in models for s in (m.calibration, m.dev) if not s.file.exists()]
     if missing:
         listing = "\n  ".join(dict.fromkeys(map(str, missing)))
         raise SystemExit(
