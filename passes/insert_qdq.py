@@ -41,8 +41,9 @@ class InsertQDQ:
         """Rewrite ``main``."""
         func = ir.main_function(mod)
         annotation = Annotation.loads(func.attrs[ANNOTATION])
+        params = tensor_params(annotation, self.ranges)
         with ir.Emitter(mod) as out:
-            work = _Insertion(func, annotation, tensor_params(annotation, self.ranges), out)
+            work = _Insertion(func, annotation, params, out)
             outputs = work.run()
             attrs = {ANNOTATION: None, REASONS: json.dumps(work.reasons) if work.reasons else None}
             return out.finish(outputs, ir.returns_tuple(func), **attrs)
