@@ -70,21 +70,20 @@ def workspace(size: int, dtype: str) -> Buffer:
     return buffer
 
 
-def padded_copy(scratch: Scratch, source: Buffer, dtype: str, zero: int) -> Buffer:
-    """A new buffer with the scratch's contents and ``SLACK`` elements behind them."""
+def padded_copy(scratch: Scratch, source: Buffer, dtype: str, pad: Expr) -> Buffer:
+    """A new buffer with the scratch's contents and ``SLACK`` elements behind them; borders are ``pad``."""
     size = math.prod(scratch.box)
     buffer = workspace(size + SLACK, scratch.dtype)
     images, rows = scratch.box[:2]
     loop = T.parallel if size >= PARALLEL_ELEMENTS and images * rows > 1 else T.serial
     with loop(0, images * rows) as r:
-        _copy_row(scratch, source, dtype, buffer, r, zero)
+        _copy_row(scratch, source, dtype, buffer, r, pad)
     return buffer
 
 
-def _copy_row(s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, zero: int) -> None:
+def _copy_row(s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, pad: Expr) -> None:
     _, rows, columns, channels = s.box
     height, width = s.size
-    pad = constant(s.dtype, zero)
     start, y = r * (columns * channels), T.floormod(r, rows) + s.top
 
     def body() -> None:
@@ -107,14 +106,14 @@ def _copy_row(s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, 
             fill(buffer, start, columns * channels, pad)
 
 
-def fill_halo(halo: Halo, out: Buffer, dtype: str, zero: int) -> None:
-    """Write the zero point around the inner pixels of every image.
+def fill_halo(halo: Halo, out: Buffer, value: Expr) -> None:
+    """Write the zero point ``value`` around the inner pixels of every image.
 
     The right border of a row and the left border of the next are contiguous and written together.
     """
     n, height, width, channels = halo.shape
     top, left, bottom, right = halo.border
-    value, inner = constant(dtype, zero), height - top - bottom
+    inner = height - top - bottom
     with T.serial(0, n) as image:
         base = image * (height * width * channels)
         fill(out, base, (top * width + left) * channels, value)

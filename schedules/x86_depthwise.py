@@ -14,6 +14,7 @@ import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_depthwise_emit import implement
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Config,
@@ -86,26 +87,37 @@ def with_config(call: KernelCall, target: tvm.target.Target, config: Config) -> 
     w = window(call)
     rows = min(config.rows, w.size[0])
     config = replace(config, rows=rows, chunk=min(max(config.chunk, rows), w.size[0]))
-    cut, weights = blocks(w, config.mode, 4 * isa.lanes), weight_plan(w, isa, rows)
-    zero = int(call.params.get("in_zp", 0))
-    kernel = Kernel(
-        isa, w, config, cut, source(w, config), weights, finish, call.args[0].dtype, zero, cores_of(target)
-    )
+    cut, weights = blocks(w, config.mode, isa), weight_plan(w, isa, rows)
+    clamp = finish if isinstance(finish, FloatClamp) else None
+    lies, dtype = source(w, config), call.args[0].dtype
+    kernel = Kernel(isa, w, config, cut, lies, weights, dtype, cores_of(target), clamp)
+    sections = {name: pack_channels(values, cut, isa) for name, values in per_channel.items()}
+    if isinstance(finish, Requantization):
+        sections |= words(finish) | borders(call, kernel, finish.zero_point)
+    if kernel.pinned:
+        sections["nothing"] = np.zeros(1, "int32")
     packed = pack_weights(np.asarray(call.constants[1])[..., 0], w, cut, isa, weights)
-    return implement(call, kernel, (packed, *(pack_channels(v, cut, isa) for v in per_channel)))
+    return implement(call, kernel, Constants.join(weights=packed, **sections))
 
 
-def _numbers(call: KernelCall) -> tuple[Requantization | FloatClamp, list[Array]] | None:
-    """The epilogue and the values a channel (bias, multiplier); None if the folded bias exceeds int32."""
+def borders(call: KernelCall, k: Kernel, zero_out: int) -> dict[str, Array]:
+    """The sections for what is written around a scratch and the output."""
+    zero_in = int(call.params["in_zp"]) if k.config.stage else 0
+    return fills(fill_in=zero_in, fill_out=zero_out if any(k.window.halo) else 0)
+
+
+def _numbers(call: KernelCall) -> tuple[Requantization | FloatClamp, dict[str, Array]] | None:
+    """The epilogue and the values a channel (``bias``, ``scale``); None if the folded bias exceeds int32."""
     weights, shape = np.asarray(call.constants[1]), call.args[1].shape[:1]
     bias = np.broadcast_to(np.asarray(call.constants[2]), shape)
     if call.name == "fconv2d":
-        return FloatClamp(call.params.get("lo"), call.params.get("hi")), [bias.astype("float32")]
+        return FloatClamp(call.params.get("lo"), call.params.get("hi")), {"bias": bias.astype("float32")}
     factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), shape)
     folded = fold_zero_point(weights, bias, int(call.params["in_zp"]))
     if folded is None:
         return None
-    return requantization(call.params, call.out.dtype, weights, folded, factor), [folded, factor]
+    finish = requantization(call.params, call.out.dtype, weights, folded, factor)
+    return finish, {"bias": folded, "scale": factor}
 
 
 def cores_of(target: tvm.target.Target) -> int:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from tvm.script.ir_builder import IRBuilder
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import fill_halo
-from tvm_qplugin.schedules.x86_depthwise_plan import Blocks
+from tvm_qplugin.schedules.x86_constants import Constants, Reader
+from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
 from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_max_tile, emit_tile
 from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
-from tvm_qplugin.schedules.x86_pack import Requantization
 
 # A parallel launch costs about 1.6 us: as long as so many multiply instructions take two cores.
 SERIAL_INSTRUCTIONS = 12_500
 
 
-def implement(call: KernelCall, kernel: Kernel, constants: tuple[Array, ...]) -> Implementation:
-    """The scheduled PrimFunc ``(activation, weights, bias[, multiplier], output)`` and its arguments."""
+def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Implementation:
+    """The scheduled PrimFunc ``(activation[, constants], output)`` and its arguments."""
+    data = [constants.data] if constants.starts else []
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(call.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
         x = T.arg("x", T.buffer(call.args[0].shape, call.args[0].dtype))
-        packed = tuple(T.arg(f"p{i}", T.buffer(c.shape, str(c.dtype))) for i, c in enumerate(constants))
+        packed = [T.arg("p", T.buffer(c.shape, str(c.dtype))) for c in data]
         y = T.arg("y", T.buffer(call.out.shape, call.out.dtype))
-        _body(kernel, Buffers(_flat(x, call.args[0]), packed, _flat(y, call.out)), call.out.dtype)
-    return Implementation(builder.get(), (0, *constants))
+        reader = Reader(constants, packed[0] if packed else None)
+        _body(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)), call.out.dtype)
+    return Implementation(builder.get(), (0, *data))
 
 
 def _flat(buffer: Buffer, spec: TensorSpec) -> Buffer:
@@ -40,8 +43,7 @@ def _flat(buffer: Buffer, spec: TensorSpec) -> Buffer:
 def _body(k: Kernel, buffers: Buffers, dtype: str) -> None:
     w = k.window
     if any(w.halo):
-        zero = k.finish.zero_point if isinstance(k.finish, Requantization) else 0
-        fill_halo(Halo(w.out, w.halo), buffers.y, dtype, zero)
+        fill_halo(Halo(w.out, w.halo), buffers.y, buffers.constants.scalar("fill_out", dtype))
     height, chunk = w.size[0], k.config.chunk
     chunks = -(-height // chunk)
     extent = w.source[0] * chunks
@@ -66,7 +68,8 @@ def _chunk(k: Kernel, buffers: Buffers, image: Expr, first: Expr) -> None:
     w, s, rows = k.window, k.source, k.config.rows
     source, base = buffers.x, image * (w.source[1] * s.pitch) + first * (w.strides[0] * s.pitch) + s.origin
     if k.config.stage:
-        source, base = stage_rows(w, k.config, s, buffers.x, k.dtype, k.zero, image, first), T.int32(0)
+        pad = buffers.constants.scalar("fill_in", k.dtype, INTEGER_RANGE[k.dtype][0] if k.maximum else 0)
+        source, base = stage_rows(w, k.config, s, buffers.x, k.dtype, pad, image, first), T.int32(0)
     top, left = w.halo[:2]
     pitch = w.out[2] * w.channels
     out = (image * w.out[1] + first + top) * pitch + left * w.channels
@@ -99,27 +102,44 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
         if k.config.mode == "block" and w.channels % vector:
             start = T.min(start, w.channels - vector)
         at, to = base + group * stride + start, out + group * b.period + start
-        phase = T.floormod(v + turn, 2) if b.uniform else v + turn
-        emit(k, buffers, Spot(source, at, to, phase, columns))
+        emit(k, buffers, Spot(source, at, to, turn if b.uniform else _unit(k, v) + turn, columns))
 
     done = 0
     for count, columns in balanced(b.groups, k.config.columns):
-        _tiles(b, count, done, columns, tile)
+        _tiles(k, buffers, count, done, columns, tile)
         done += count * columns
     _loop(b.rest, lambda v: tile(b.groups, v, 0, 1))
     if b.tail:
         last = w.size[1] * w.channels - vector
-        emit(k, buffers, Spot(source, base + last, out + last, T.int32(len(b.phases) - 1), 1))
+        emit(k, buffers, Spot(source, base + last, out + last, T.int32(b.tail_unit), 1))
+
+
+def _unit(k: Kernel, v: Index) -> Index:
+    """The first unit of constants that vector ``v`` of a period reads: ``Blocks.where`` as a formula."""
+    where, step = k.blocks.where, 4 * k.isa.lanes // unit_size(k.isa)
+    plain = [i * step for i in range(len(where))]
+    if list(where) == plain:
+        return v * step
+    if list(where) == [min(i, where[-1]) for i in plain]:
+        return T.min(v * step, T.int32(where[-1]))
+    wrap = math.lcm(k.window.channels, unit_size(k.isa)) // unit_size(k.isa)
+    assert list(where) == [i % wrap for i in plain]
+    return T.floormod(v * step, wrap)
 
 
 def _tiles(
-    b: Blocks, count: int, done: int, columns: int, tile: Callable[[Index, Index, Index, int], None]
+    k: Kernel,
+    buffers: Buffers,
+    count: int,
+    done: int,
+    columns: int,
+    tile: Callable[[Index, Index, Index, int], None],
 ) -> None:
     """All vectors of ``count`` x ``columns`` periods."""
 
     def along(x: Index) -> None:
-        turn = T.floormod(x, 2) if b.copies == 2 else 0
-        _loop(b.per_period, lambda v: tile(x * columns + done, v, turn, columns))
+        turn = x * buffers.constants.word("nothing") if k.pinned else T.int32(0)
+        _loop(k.blocks.per_period, lambda v: tile(x * columns + done, v, turn, columns))
 
     _loop(count, along)
 

@@ -2,14 +2,14 @@
 
 A row of the output is a flat run of ``width * channels`` elements, cut in vectors ("blocks"). In mode
 ``block`` they belong to one pixel each (the last one overlaps its neighbour where the channels do not
-divide); in mode ``flat`` they run on over pixels, with weights repeated to a common period.
+divide); in mode ``flat`` they run on over pixels and start at other channels, up to a common period.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -107,57 +107,67 @@ def window_of(call: KernelCall, kernel: tuple[int, int]) -> Window:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a row is cut: ``phases[v]`` is the first channel of block v of a period.
+    """How a row is cut in vectors, and which constants are stored.
 
-    ``groups`` whole periods of ``period`` output elements, then ``rest`` vectors of the next, then, if
-    ``tail``, one that ends with the row and has the last phase. Constants of the only vector of a period are
-    stored twice and used in turn: LLVM would hoist them out of the loop and then spill them. ``uniform``: all
-    channels have the same constants, stored twice for the same reason.
+    ``groups`` whole periods of ``period`` output elements and ``per_period`` vectors, then ``rest`` vectors
+    of the next, then, if ``tail``, one that ends with the row. Constants lie in units of a few channels:
+    ``units`` are the channels that the stored units start with, vector v of a period reads some in a row from
+    unit ``where[v]`` on, the last vector of the row from ``tail_unit`` on.
     """
 
-    phases: tuple[int, ...]
-    per_period: int
     period: int
+    per_period: int
     groups: int
     rest: int
     tail: bool
-    uniform: bool = False
+    units: tuple[int, ...] = ()
+    where: tuple[int, ...] = ()
+    tail_unit: int = 0
 
     @property
-    def copies(self) -> int:
-        """How often the constants of a period are stored."""
-        return 2 if self.per_period == 1 else 1
+    def uniform(self) -> bool:
+        """Whether all channels have the same constants: then none are stored by unit."""
+        return not self.units
 
 
-def blocks(w: Window, mode: str, vector: int) -> Blocks:
-    """Cut the rows of ``w`` in vectors of so many elements."""
-    channels, width = w.channels, w.size[1]
+def blocks(w: Window, mode: str, isa: Isa) -> Blocks:
+    """Cut the rows of ``w`` in vectors, four of the registers' accumulators each."""
+    channels, width, vector = w.channels, w.size[1], 4 * isa.lanes
     if mode == "block":
         starts = [min(i * vector, channels - vector) for i in range(-(-channels // vector))]
-        return _with_copies(starts, channels, width, 0, None)
-    period = math.lcm(channels, vector)
-    row = width * channels
-    whole = row // vector
+        return _with_units(Blocks(channels, len(starts), width, 0, False), starts, channels, isa)
+    period, whole = math.lcm(channels, vector), width * channels // vector
     per_period = min(period // vector, whole)
+    groups, rest = divmod(whole, period // vector)
+    cut = Blocks(period, per_period, groups, rest, bool(width * channels % vector))
     starts = [i * vector % channels for i in range(per_period)]
-    groups = whole // (period // vector)
-    tail = (row - vector) % channels if row % vector else None
-    return _with_copies(starts, period, groups, whole - groups * (period // vector), tail)
+    return _with_units(cut, [*starts, (width * channels - vector) % channels], channels, isa)
 
 
 def uniform_blocks(w: Window, mode: str, vector: int) -> Blocks:
-    """The same where constants do not depend on the channel: any two vectors are alike."""
+    """The same where constants do not depend on the channel."""
     if mode == "block":
-        return Blocks((0, 0), -(-w.channels // vector), w.channels, w.size[1], 0, False, True)
+        return Blocks(w.channels, -(-w.channels // vector), w.size[1], 0, False)
     groups, rest = divmod(w.size[1] * w.channels, vector)
-    return Blocks((0, 0), 1, vector, groups, 0, rest > 0, True)
+    return Blocks(vector, 1, groups, 0, rest > 0)
 
 
-def _with_copies(starts: list[int], period: int, groups: int, rest: int, tail: int | None) -> Blocks:
-    phases = starts * 2 if len(starts) == 1 else starts
-    if tail is not None:
-        phases = [*phases, tail]
-    return Blocks(tuple(phases), len(starts), period, groups, rest, tail is not None)
+def _with_units(b: Blocks, starts: Sequence[int], channels: int, isa: Isa) -> Blocks:
+    """Lay out units so that each vector finds its own in a row; vectors share what they can."""
+    size, units, where = unit_size(isa), list[int](), list[int]()
+    for start in starts:
+        needed = [(start + at) % channels for at in range(0, 4 * isa.lanes, size)]
+        first = next(
+            i for i in range(len(units) + 1) if units[i : i + len(needed)] == needed[: len(units) - i]
+        )
+        units += needed[len(units) - first :]
+        where.append(first)
+    return replace(b, units=tuple(units), where=tuple(where[: b.per_period]), tail_unit=where[-1])
+
+
+def unit_size(isa: Isa) -> int:
+    """Channels of a unit: a register of floats, or what packing to bytes keeps together in 128 bits."""
+    return isa.lanes if isa.accumulator == "float32" else 16
 
 
 @dataclass(frozen=True)
@@ -260,36 +270,58 @@ def group_depth(isa: Isa) -> int:
     return 1 if isa.accumulator == "float32" else 4
 
 
-def lane_order(isa: Isa) -> Array:
-    """Channel of each accumulator lane of a block, ``[4 vectors, lanes]``: what packing to bytes undoes."""
-    vector, lane = np.arange(4)[:, None], np.arange(isa.lanes)[None, :]
+def _unit_lanes(isa: Isa) -> Array:
+    """``[vectors, lanes]`` channels of a unit: four vectors of 4 where packing to bytes interleaves them."""
+    size = unit_size(isa)
+    return np.arange(size).reshape(1 if isa.accumulator == "float32" else 4, -1)
+
+
+def _stored(b: Blocks, isa: Isa) -> Array:
+    """``[vectors, units, lanes]``: the channel of every stored value."""
+    lanes = _unit_lanes(isa)
+    return np.asarray(np.asarray(b.units)[None, :, None] + lanes[:, None, :])
+
+
+def slot(b: Blocks, isa: Isa, vector: int, column: int = 0) -> int:
+    """Where the values of a kernel column for a vector lie, in channels from those of unit 0, vector 0."""
     if isa.accumulator == "float32":
-        return np.asarray(vector * isa.lanes + lane)
-    return np.asarray(lane // 4 * 16 + vector * 4 + lane % 4)
+        return (column * len(b.units) + vector) * isa.lanes
+    return (column * 4 + vector) * len(b.units) * 4
+
+
+def unit_step(isa: Isa) -> int:
+    """How far neighbouring units lie apart, in channels."""
+    return isa.lanes if isa.accumulator == "float32" else 4
 
 
 def pack_channels(values: Array, b: Blocks, isa: Isa) -> Array:
-    """One value a channel to ``[phases * 4 * lanes]`` in the order of the lanes."""
-    order = lane_order(isa).reshape(-1)
-    return np.concatenate([values[(phase + order) % len(values)] for phase in b.phases])
+    """One value a channel to ``[vectors, units, lanes]``."""
+    return values[_stored(b, isa) % len(values)]
 
 
-def plane_size(w: Window, b: Blocks, isa: Isa) -> int:
+def lead(isa: Isa, plan: WeightPlan) -> int:
+    """Zeros before a plane, which shifted reads of its first vector need."""
+    return isa.lanes * isa.depth if any(shift for _, shift in plan.where.values()) else 0
+
+
+def plane_size(w: Window, b: Blocks, isa: Isa, plan: WeightPlan) -> int:
     """Elements of one plane of packed weights, with the zeros before it."""
-    vector = isa.lanes * isa.depth
-    return vector * (1 + len(b.phases) * w.kernel[1] * 4)
+    return lead(isa, plan) + w.kernel[1] * len(b.units) * unit_size(isa) * isa.depth
 
 
 def pack_weights(weights: Array, w: Window, b: Blocks, isa: Isa, plan: WeightPlan) -> Array:
-    """``[C, KH, KW]`` to planes of ``[phases, KW, 4, lanes, taps]``, each after one vector of zeros."""
-    dtype = {1: "float32", 2: "int16", 4: "int8"}[isa.depth]
+    """``[C, KH, KW]`` to planes of ``[KW, vectors, units, lanes, taps]``, each after ``lead`` zeros."""
+    channels = _stored(b, isa) % w.channels
     parts = []
     for plane in plan.planes:
-        block = np.zeros((len(b.phases), w.kernel[1], 4, isa.lanes, isa.depth), dtype)
-        for v, phase in enumerate(b.phases):
-            channels = (phase + lane_order(isa)) % w.channels
-            for t, tap in enumerate(plane):
-                if tap is not None:
-                    block[v, ..., t] = weights[channels, tap].transpose(2, 0, 1)
-        parts += [np.zeros(isa.lanes * isa.depth, dtype), block.reshape(-1)]
+        block = np.zeros((w.kernel[1], *channels.shape, isa.depth), weight_dtype(isa))
+        for t, tap in enumerate(plane):
+            if tap is not None:
+                block[..., t] = np.moveaxis(weights[channels, tap], -1, 0)
+        parts += [np.zeros(lead(isa, plan), block.dtype), block.reshape(-1)]
     return np.concatenate(parts)
+
+
+def weight_dtype(isa: Isa) -> str:
+    """What weights are stored as."""
+    return {1: "float32", 2: "int16", 4: "int8"}[isa.depth]

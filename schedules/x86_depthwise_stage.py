@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from tvm_qplugin.schedules.x86_border import constant, copy, fill
+from tvm_qplugin.schedules.x86_border import copy, fill, workspace
 from tvm_qplugin.schedules.x86_depthwise_plan import Config, Source, Window
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
 
 
 def stage_rows(
-    w: Window, c: Config, s: Source, x: Buffer, dtype: str, zero: int, image: Expr, first: Expr
+    w: Window, c: Config, s: Source, x: Buffer, dtype: str, pad: Expr, image: Expr, first: Expr
 ) -> Buffer:
-    """Allocate and fill the scratch for ``chunk`` output rows from ``first`` on."""
-    scratch = T.sblock_alloc_buffer((s.rows * s.pitch,), dtype)
-    pad, height = constant(dtype, zero), w.source[1]
+    """Allocate and fill the scratch for ``chunk`` output rows from ``first`` on, ``pad`` around them."""
+    scratch, height = workspace(s.rows * s.pitch, dtype), w.source[1]
     with T.serial(0, s.rows) as r:
         y = first * w.strides[0] + r - w.top
         at = (image * height + y) * (w.source[2] * w.channels)

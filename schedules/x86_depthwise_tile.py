@@ -6,17 +6,23 @@ from dataclasses import dataclass
 
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import constant
+from tvm_qplugin.schedules.x86_constants import Reader
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Blocks,
     Config,
     Source,
+    Taps,
     WeightPlan,
     Window,
     group_depth,
+    lead,
     operand_taps,
     plane_size,
     row_groups,
+    slot,
     taps,
+    unit_step,
+    weight_dtype,
 )
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
@@ -35,7 +41,6 @@ from tvm_qplugin.schedules.x86_isa import (
     splat,
     store,
 )
-from tvm_qplugin.schedules.x86_pack import Requantization
 
 VECTORS = 4
 
@@ -58,11 +63,18 @@ class Kernel:
     blocks: Blocks
     source: Source
     plan: WeightPlan
-    finish: Requantization | FloatClamp
     dtype: str
-    zero: int
     cores: int
+    clamp: FloatClamp | None = None
     maximum: bool = False
+
+    @property
+    def pinned(self) -> bool:
+        """Whether constants are read at a run-time offset of zero.
+
+        Where all vectors need the same, LLVM would hoist them out of the loop and then spill them.
+        """
+        return self.blocks.per_period == 1 and not self.blocks.uniform
 
 
 @dataclass(frozen=True)
@@ -70,18 +82,18 @@ class Buffers:
     """Flat views of the arguments."""
 
     x: Buffer
-    constants: tuple[Buffer, ...]
+    constants: Reader
     y: Buffer
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One tile: first element read, first element written, block of weights."""
+    """One tile: first element read, first element written, first unit of constants."""
 
     source: Buffer
     at: Expr
     out: Expr
-    phase: Expr
+    unit: Expr
     columns: int
 
 
@@ -129,7 +141,7 @@ def _places(k: Kernel, columns: int) -> dict[int, list[tuple[int, int]]]:
 
 def emit_max_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
     """``rows`` x ``columns`` vectors of bytes, each the maximum of its window."""
-    w, width, q = k.window, k.isa.bytes, k.finish
+    w, width, q = k.window, k.isa.bytes, buffers.constants
     outputs = [(row, m) for row in range(k.config.rows) for m in range(spot.columns)]
     with T.sblock("tile"):
         T.reads()
@@ -145,10 +157,7 @@ def emit_max_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
                         store(cell, 0, T.max(load(cell, 0, width), value), width)
         for (row, m), cell in acc.items():
             out = spot.out + row * (w.out[2] * w.channels) + m * k.blocks.period
-            bytes_ = load(cell, 0, width)
-            if isinstance(q, Requantization):
-                bytes_ = _clamp_bytes(q, bytes_, width)
-            store(buffers.y, out, bytes_, width)
+            store(buffers.y, out, q.clamped(load(cell, 0, width), k.dtype, width), width)
 
 
 def _meets(k: Kernel, group: list[int], row: int) -> bool:
@@ -222,20 +231,37 @@ def _accumulate(
     """Add one input column times the taps of one output row; the first addition starts from the bias."""
     isa, depth = k.isa, group_depth(k.isa)
     width = isa.lanes * isa.depth
-    size = plane_size(k.window, k.blocks, isa)
     for part, needed in enumerate(operand_taps(isa, taps(k.window, group, row, depth))):
         if needed not in k.plan.where:
             continue
-        plane, shift = k.plan.where[needed]
         for g in range(VECTORS):
-            index = (spot.phase * k.window.kernel[1] + kw) * (VECTORS * width) + (
-                g * width + width + plane * size - shift
-            )
-            weights = load(buffers.constants[0], index, width)
-            bias = load(buffers.constants[1], (spot.phase * VECTORS + g) * isa.lanes, isa.lanes)
-            start = bias if first else load(acc[g], 0, isa.lanes)
+            weights = _weights(k, buffers, spot, needed, g, kw)
+            start = _channels(k, buffers, spot, "bias", g) if first else load(acc[g], 0, isa.lanes)
             store(acc[g], 0, _multiply(isa, start, load(operands[g][part], 0, width), weights), isa.lanes)
         first = False
+
+
+def _weights(k: Kernel, buffers: Buffers, spot: Spot, needed: Taps, g: int, kw: int) -> Expr:
+    """The weights of one multiply instruction; ones where all channels have the same."""
+    isa, dtype = k.isa, weight_dtype(k.isa)
+    width = isa.lanes * isa.depth
+    if k.blocks.uniform:
+        bits = 32 // isa.depth
+        ones = sum(1 << bits * t for t, tap in enumerate(needed) if tap is not None)
+        return T.reinterpret(f"{dtype}x{width}", splat(T.int32(ones), isa.lanes))
+    plane, shift = k.plan.where[needed]
+    start = plane * plane_size(k.window, k.blocks, isa, k.plan) + lead(isa, k.plan) - shift
+    at = spot.unit * (unit_step(isa) * isa.depth) + (slot(k.blocks, isa, g, kw) * isa.depth + start)
+    return buffers.constants.vector("weights", at, width, dtype)
+
+
+def _channels(k: Kernel, buffers: Buffers, spot: Spot, name: str, g: int) -> Expr:
+    """One value a channel: biases or multipliers."""
+    dtype = k.isa.accumulator if name == "bias" else "float32"
+    if k.blocks.uniform:
+        return buffers.constants.repeated(name, dtype, k.isa.lanes)
+    at = spot.unit * unit_step(k.isa) + slot(k.blocks, k.isa, g)
+    return buffers.constants.vector(name, at, k.isa.lanes, dtype)
 
 
 def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
@@ -248,35 +274,28 @@ def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
 
 def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Expr) -> None:
     """Requantize or clamp one block and store it."""
-    isa, q = k.isa, k.finish
-    if isinstance(q, FloatClamp):
+    isa, constants = k.isa, buffers.constants
+    if k.clamp:
         for g in range(VECTORS):
-            store(buffers.y, out + g * isa.lanes, _clamp(q, load(acc[g], 0, isa.lanes), isa.lanes), isa.lanes)
+            value = _clamp(k.clamp, load(acc[g], 0, isa.lanes), isa.lanes)
+            store(buffers.y, out + g * isa.lanes, value, isa.lanes)
         return
     rounded = []
     for g in range(VECTORS):
-        scale = load(buffers.constants[2], (spot.phase * VECTORS + g) * isa.lanes, isa.lanes)
+        scale = _channels(k, buffers, spot, "scale", g)
         value = T.Cast(f"float32x{isa.lanes}", load(acc[g], 0, isa.lanes)) * scale
-        if q.guarded:
-            value = T.min(value, splat(T.float32(q.hi - q.zero_point), isa.lanes))
+        if constants.has("limit"):
+            value = T.min(value, constants.repeated("limit", "float32", isa.lanes))
         rounded.append(round_to_int32(value, isa))
-    store(buffers.y, out, _pack(q, rounded, isa), isa.bytes)
+    store(buffers.y, out, _pack(constants, rounded, str(buffers.y.dtype), isa), isa.bytes)
 
 
-def _pack(q: Requantization, four: list[Expr], isa: Isa) -> Expr:
+def _pack(constants: Reader, four: list[Expr], dtype: str, isa: Isa) -> Expr:
     halves = [pack_int16(four[0], four[1], isa), pack_int16(four[2], four[3], isa)]
-    if q.zero_point:
-        halves = [add_saturating_int16(h, splat(T.int16(q.zero_point), isa.bytes // 2), isa) for h in halves]
-    packed = pack_bytes(halves[0], halves[1], q.dtype, isa)
-    return _clamp_bytes(q, packed, isa.bytes)
-
-
-def _clamp_bytes(q: Requantization, packed: Expr, lanes: int) -> Expr:
-    """Clamp to ``[lo, hi]`` where that is less than the dtype's range."""
-    lo, hi = INTEGER_RANGE[q.dtype]
-    if q.hi < hi:
-        packed = T.min(packed, splat(constant(q.dtype, q.hi), lanes))
-    return T.max(packed, splat(constant(q.dtype, q.lo), lanes)) if q.lo > lo else packed
+    if constants.has("shift"):
+        zero = constants.repeated("shift", "int16", isa.bytes // 2)
+        halves = [add_saturating_int16(half, zero, isa) for half in halves]
+    return constants.clamped(pack_bytes(halves[0], halves[1], dtype, isa), dtype, isa.bytes)
 
 
 def _clamp(q: FloatClamp, value: Expr, lanes: int) -> Expr:

@@ -13,8 +13,8 @@ from typing import Protocol
 from tvm.script.ir_builder import IRBuilder
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
-from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
+from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
@@ -24,48 +24,39 @@ from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Til
 class Epilogue(Protocol):
     """Turns accumulators into stored results."""
 
-    @property
-    def zero_in(self) -> int:
-        """Padding value of the input."""
-        ...
-
-    @property
-    def zero_out(self) -> int:
-        """Value of the output's halo."""
-        ...
-
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         ...
 
 
 def implement(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constant: Array
+    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> Implementation:
-    """The scheduled PrimFunc ``(activation, constant, output)`` and its arguments.
+    """The scheduled PrimFunc ``(activation, constants, output)`` and its arguments.
 
-    ``constant`` is the packed weights, biases and multipliers (``x86_pack.join``).
+    Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(call.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        _body(call, isa, geometry, tile, epilogue, constant)
-    return Implementation(builder.get(), (0, constant))
+        _body(call, isa, geometry, tile, epilogue, constants)
+    return Implementation(builder.get(), (0, constants.data))
 
 
 def _body(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constant: Array
+    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> None:
-    packed_spec = TensorSpec(tuple(constant.shape), str(constant.dtype))
+    packed_spec = TensorSpec(constants.data.shape, str(constants.data.dtype))
     source, packed, out = _arguments([call.args[0], packed_spec, call.out])
-    dtype = call.args[0].dtype
+    dtype, reader = call.args[0].dtype, Reader(constants, packed)
     if geometry.scratch:
-        source = padded_copy(geometry.scratch, source, dtype, epilogue.zero_in)
+        pad = reader.scalar("fill_in", geometry.scratch.dtype)
+        source = padded_copy(geometry.scratch, source, dtype, pad)
         dtype = geometry.scratch.dtype
     if geometry.halo:
-        fill_halo(geometry.halo, out, call.out.dtype, epilogue.zero_out)
-    _walk(Kernel(isa, tile, geometry, source, dtype, packed, out), epilogue)
+        fill_halo(geometry.halo, out, reader.scalar("fill_out", call.out.dtype))
+    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
 
 
 def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_qplugin.core.qparams import INTEGER_RANGE
-from tvm_qplugin.schedules.x86_border import constant, powers_of_two
+from tvm_qplugin.schedules.x86_border import powers_of_two
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -20,7 +19,6 @@ from tvm_qplugin.schedules.x86_isa import (
     splat,
     store,
 )
-from tvm_qplugin.schedules.x86_pack import Requantization
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 
 Cell = tuple[int, int]
@@ -30,42 +28,33 @@ Cell = tuple[int, int]
 class IntegerEpilogue:
     """Four vectors at a time: scale, round, pack with saturation, undo the lane order in the store."""
 
-    requantization: Requantization
-    zero_in: int
-
-    @property
-    def zero_out(self) -> int:
-        """Zero point of the output."""
-        return self.requantization.zero_point
+    dtype: str
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         for cells in quads(len(spot.pixels), spot.vectors):
             four = (cells + [cells[-1]] * 3)[:4]
             packed = self._pack(kernel, [self._rounded(kernel, spot, acc, i, j) for i, j in four])
-            buffer = T.sblock_alloc_buffer((kernel.isa.bytes,), self.requantization.dtype)
+            buffer = T.sblock_alloc_buffer((kernel.isa.bytes,), self.dtype)
             store(buffer, 0, packed, kernel.isa.bytes)
             for start, lanes in _runs(kernel, spot, cells):
                 _store_lanes(kernel, spot.out + start, buffer, lanes)
 
     def _rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
-        lanes, q = k.isa.lanes, self.requantization
+        lanes = k.isa.lanes
         value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * k.scale(spot.block + j)
-        if q.guarded:
-            value = T.min(value, splat(T.float32(q.hi - q.zero_point), lanes))
+        if k.constants.has("limit"):
+            value = T.min(value, k.constants.repeated("limit", "float32", lanes))
         return round_to_int32(value, k.isa)
 
     def _pack(self, k: Kernel, four: list[Expr]) -> Expr:
-        q, isa = self.requantization, k.isa
+        isa = k.isa
         halves = [pack_int16(four[0], four[1], isa), pack_int16(four[2], four[3], isa)]
-        if q.zero_point:
-            zero = splat(T.int16(q.zero_point), isa.bytes // 2)
+        if k.constants.has("shift"):
+            zero = k.constants.repeated("shift", "int16", isa.bytes // 2)
             halves = [add_saturating_int16(half, zero, isa) for half in halves]
-        packed = pack_bytes(halves[0], halves[1], q.dtype, isa)
-        lo, hi = INTEGER_RANGE[q.dtype]
-        if q.hi < hi:
-            packed = T.min(packed, splat(constant(q.dtype, q.hi), isa.bytes))
-        return T.max(packed, splat(constant(q.dtype, q.lo), isa.bytes)) if q.lo > lo else packed
+        packed = pack_bytes(halves[0], halves[1], self.dtype, isa)
+        return k.constants.clamped(packed, self.dtype, isa.bytes)
 
 
 @dataclass(frozen=True)
@@ -74,8 +63,6 @@ class FloatEpilogue:
 
     lo: float | None
     hi: float | None
-    zero_in: int = 0
-    zero_out: int = 0
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Isa
-from tvm_qplugin.schedules.x86_pack import fold_zero_point, join, pack_channels, pack_weights, requantization
+from tvm_qplugin.schedules.x86_pack import fold_zero_point, pack_channels, pack_weights, requantization
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
 
 
@@ -45,18 +46,27 @@ class Plan:
         bias = fold_zero_point(weights, np.asarray(call.constants[2]), zero)
         if bias is None:
             return None
-        epilogue = IntegerEpilogue(requantization(call.params, call.out.dtype, weights, bias, factor), zero)
-        packed = [pack_channels(values, geometry) for values in (bias, factor)]
-        constant = join(pack_weights(weights, geometry), *packed)
-        return implement(call, self.isa, geometry, tile, epilogue, constant)
+        finish = requantization(call.params, call.out.dtype, weights, bias, factor)
+        constants = Constants.join(
+            weights=pack_weights(weights, geometry),
+            bias=pack_channels(bias, geometry),
+            scale=pack_channels(factor, geometry),
+            **words(finish),
+            **fills(
+                fill_in=zero if geometry.scratch else 0, fill_out=finish.zero_point if geometry.halo else 0
+            ),
+        )
+        return implement(call, self.isa, geometry, tile, IntegerEpilogue(call.out.dtype), constants)
 
     def _implement_float(self, tile: Tile) -> Implementation:
         call, geometry = self.call, self.geometry
         weights = np.asarray(call.constants[1], "float32")
         bias = np.broadcast_to(np.asarray(call.constants[2], "float32"), (weights.shape[0],))
         epilogue = FloatEpilogue(call.params.get("lo"), call.params.get("hi"))
-        constant = join(pack_weights(weights, geometry), pack_channels(bias, geometry))
-        return implement(call, self.isa, geometry, tile, epilogue, constant)
+        constants = Constants.join(
+            weights=pack_weights(weights, geometry), bias=pack_channels(bias, geometry)
+        )
+        return implement(call, self.isa, geometry, tile, epilogue, constants)
 
 
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:

@@ -69,11 +69,6 @@ def pack_channels(values: Array, geometry: Geometry) -> Array:
     return packed.reshape(-1)
 
 
-def join(first: Array, *others: Array) -> Array:
-    """All values in one vector of the first one's dtype: a kernel with few arguments has a small entry."""
-    return np.concatenate([np.ascontiguousarray(a).reshape(-1).view(first.dtype) for a in (first, *others)])
-
-
 def fold_zero_point(weights: Array, bias: Array, zero_point: int) -> Array | None:
     """``bias - zero_point * sum(weights)`` as int32; None where that does not fit."""
     sums = weights.astype("int64").reshape(weights.shape[0], -1).sum(1)

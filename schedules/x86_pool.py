@@ -12,15 +12,13 @@ import numpy as np
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
-from tvm_qplugin.core.qparams import INTEGER_RANGE
-from tvm_qplugin.schedules.x86_depthwise import MAX_TAPS, complete, cores_of, cut_modes, tile_sizes
+from tvm_qplugin.schedules.x86_constants import Constants, fills, words
+from tvm_qplugin.schedules.x86_depthwise import MAX_TAPS, borders, complete, cores_of, cut_modes, tile_sizes
 from tvm_qplugin.schedules.x86_depthwise_emit import implement
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Config,
     WeightPlan,
     Window,
-    pack_channels,
-    pack_weights,
     source,
     uniform_blocks,
     weight_plan,
@@ -69,23 +67,22 @@ def _bytes_isa(target: tvm.target.Target) -> Isa | None:
 
 def _average(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -> Implementation | None:
     """A depthwise convolution with weights 1; all channels share their constants."""
-    p, channels = call.params, w.channels
-    ones, zero = np.ones((1, *w.kernel), "int8"), int(p["in_zp"])
+    p = call.params
+    ones = np.ones((1, *w.kernel), "int8")
     factor = np.float32(p["multiplier"])
     if call.name == "qavgpool2d":
         factor = factor / np.float32(np.prod(w.kernel))
-    folded = fold_zero_point(ones, np.zeros(1, "int32"), zero)
+    folded = fold_zero_point(ones, np.zeros(1, "int32"), int(p["in_zp"]))
     if folded is None:
         return None
     mode = cut_modes(w, isa)[0]
     config = complete(w, isa, cores_of(target), mode, *tile_sizes(w, isa)[0])
     plan, cut = weight_plan(w, isa, config.rows), uniform_blocks(w, mode, 4 * isa.lanes)
     finish = requantization(p, call.out.dtype, ones, folded, np.asarray([factor]))
-    lies = source(w, config)
-    kernel = Kernel(isa, w, config, cut, lies, plan, finish, call.args[0].dtype, zero, cores_of(target))
-    packed = pack_weights(np.broadcast_to(ones, (channels, *w.kernel)), w, cut, isa, plan)
-    values = [np.full(channels, value, value.dtype) for value in (folded[0], factor)]
-    return implement(call, kernel, (packed, *(pack_channels(v, cut, isa) for v in values)))
+    kernel = Kernel(isa, w, config, cut, source(w, config), plan, call.args[0].dtype, cores_of(target))
+    sections = {"bias": folded, "scale": np.asarray([factor])} | words(finish)
+    sections |= borders(call, kernel, finish.zero_point)
+    return implement(call, kernel, Constants.join(**sections))
 
 
 def _maximum(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -> Implementation:
@@ -94,7 +91,7 @@ def _maximum(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -
     rows = min(2, w.size[0]) if w.strides[0] == 1 else 1
     config: Config = complete(w, isa, cores_of(target), mode, rows, 2)
     finish = Requantization(dtype, int(p.get("out_zp", 0)), int(p["lo"]), int(p["hi"]), False)
-    cut, lies, lowest = uniform_blocks(w, mode, isa.bytes), source(w, config), INTEGER_RANGE[dtype][0]
-    unused = WeightPlan((), {})
-    kernel = Kernel(isa, w, config, cut, lies, unused, finish, dtype, lowest, cores_of(target), True)
-    return implement(call, kernel, ())
+    cut, unused = uniform_blocks(w, mode, isa.bytes), WeightPlan((), {})
+    kernel = Kernel(isa, w, config, cut, source(w, config), unused, dtype, cores_of(target), None, True)
+    halo = fills(fill_out=finish.zero_point if any(w.halo) else 0)
+    return implement(call, kernel, Constants.join(**words(finish, shifts=False), **halo))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tvm_qplugin.schedules.x86_constants import Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
@@ -47,28 +48,21 @@ class Kernel:
     geometry: Geometry
     source: Buffer
     source_dtype: str
-    constant: Buffer
+    constants: Reader
     out: Buffer
 
     def weights(self, at: Index) -> Expr:
         """The packed weights of one multiply, from element ``at``."""
-        return load(self.constant, at, self.isa.lanes * self.isa.depth)
+        dtype = "float32" if self.isa.depth == 1 else "int8"
+        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, dtype)
 
     def bias(self, block: Index) -> Expr:
         """What the accumulators of a vector of channels start from."""
-        return self._channels(block, 0, self.isa.accumulator)
+        return self.constants.vector("bias", block * self.isa.lanes, self.isa.lanes, self.isa.accumulator)
 
     def scale(self, block: Index) -> Expr:
         """Multipliers of a vector of channels."""
-        return self._channels(block, 1, "float32")
-
-    def _channels(self, block: Index, row: int, dtype: str) -> Expr:
-        g, lanes = self.geometry, self.isa.lanes
-        width = lanes if self.isa.depth == 1 else lanes * 4
-        vectors = g.groups * g.blocks
-        at = vectors * g.steps * lanes * g.depth + (block + row * vectors) * width
-        value = load(self.constant, at, width)
-        return value if self.isa.depth == 1 else T.reinterpret(f"{dtype}x{lanes}", value)
+        return self.constants.vector("scale", block * self.isa.lanes, self.isa.lanes, "float32")
 
 
 def reduce(k: Kernel, spot: Spot, acc: Cells) -> None:

@@ -284,7 +284,7 @@ def test_weights_are_stored_once_for_both_rows() -> None:
     assert implementation is not None
     plan = weight_plan(window(call), TABLE["vnni512"], 2)
     assert plan.planes == ((0, 1, 2, None),) and plan.where[(None, 0, 1, 2)] == (0, 1)
-    assert np.asarray(implementation.args[1]).nbytes <= 512 * 3 * 4 + 64
+    assert np.asarray(implementation.args[1]).nbytes <= 512 * (3 * 4 + 4 + 4) + 64 + 8
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""All constants of a kernel in one vector: an entry of few arguments is small, and so is its call.
+
+What differs between layers of one geometry (zero points, clamps) lies there too, so that they share code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
+from tvm_qplugin.schedules.x86_border import constant
+from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T, load, splat
+from tvm_qplugin.schedules.x86_pack import Requantization
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Named sections of a flat vector. ``starts`` in bytes; every section has elements of its own dtype."""
+
+    data: Array
+    starts: Mapping[str, int]
+
+    @classmethod
+    def join(cls, **sections: Array) -> Constants:
+        """All sections behind each other; the vector has the first one's dtype, the narrowest."""
+        if not sections:
+            return cls(np.zeros(0, "int32"), {})
+        flat = [np.ascontiguousarray(section).reshape(-1) for section in sections.values()]
+        ends = np.cumsum([0, *(a.nbytes for a in flat)])
+        starts = {name: int(end) for name, end in zip(sections, ends[:-1], strict=True)}
+        return cls(np.concatenate([a.view(flat[0].dtype) for a in flat]), starts)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the sections inside a kernel; ``buffer`` is a flat view of the argument, None if it has none."""
+
+    constants: Constants
+    buffer: Buffer | None
+
+    def vector(self, name: str, index: Index, lanes: int, dtype: str) -> Expr:
+        """``lanes`` elements of a section from element ``index`` on."""
+        item, size = self.constants.data.dtype.itemsize, np.dtype(dtype).itemsize
+        at = self.constants.starts[name] // item + index * (size // item)
+        value = load(self.buffer, at, lanes * size // item)
+        if dtype == str(self.constants.data.dtype):
+            return value
+        return T.reinterpret(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a section."""
+        return name in self.constants.starts
+
+    def word(self, name: str) -> Expr:
+        """A section of one int32."""
+        return self.vector(name, 0, 1, "int32")
+
+    def repeated(self, name: str, dtype: str, lanes: int) -> Expr:
+        """A vector that repeats a section of 4 bytes."""
+        words = splat(self.word(name), lanes * np.dtype(dtype).itemsize // 4)
+        return words if dtype == "int32" else T.reinterpret(f"{dtype}x{lanes}", words)
+
+    def scalar(self, name: str, dtype: str, otherwise: int = 0) -> Expr:
+        """A section of one int32 as ``dtype``; ``otherwise`` where there is none."""
+        return T.Cast(dtype, self.word(name)) if self.has(name) else constant(dtype, otherwise)
+
+    def clamped(self, value: Expr, dtype: str, lanes: int) -> Expr:
+        """Bytes within the sections ``lo`` and ``hi``, as far as there are such."""
+        if self.has("hi"):
+            value = T.min(value, self.repeated("hi", dtype, lanes))
+        return T.max(value, self.repeated("lo", dtype, lanes)) if self.has("lo") else value
+
+
+def words(q: Requantization, shifts: bool = True) -> dict[str, Array]:
+    """Sections of an epilogue: ``shift`` (int16 zero point), ``lo``, ``hi``, ``limit``; none for defaults.
+
+    ``shifts``: whether the zero point is added at all.
+    """
+    lo, hi = INTEGER_RANGE[q.dtype]
+    found: dict[str, Array] = {}
+    if q.zero_point and shifts:
+        found["shift"] = np.full(2, q.zero_point, "int16")
+    if q.lo > lo:
+        found["lo"] = np.full(4, q.lo, q.dtype)
+    if q.hi < hi:
+        found["hi"] = np.full(4, q.hi, q.dtype)
+    if q.guarded:
+        found["limit"] = np.full(1, q.hi - q.zero_point, "float32")
+    return found
+
+
+def fills(**values: int) -> dict[str, Array]:
+    """Sections for what borders are filled with, none for 0."""
+    return {name: np.full(1, value, "int32") for name, value in values.items() if value}
