@@ -2,10 +2,8 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -266,45 +264,3 @@ def test_demo_compares_float_and_int8(tmp_path):
     assert rows["int8"]["artifact_bytes"] < rows["float"]["artifact_bytes"]
     assert sorted(os.listdir(tmp_path / "d")) == ["float", "int8", "quantized"]
     ok("inspect", tmp_path / "d" / "int8")
-
-
-# --- Ctrl-C
-
-
-def _press(*_args, **_kwargs):
-    signal.raise_signal(signal.SIGINT)
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        "tvm_qplugin.passes.insert_qdq.tensor_params",  # inside a pass: TVM changes the exception's class
-        "tvm_qplugin.calibrate._Run.observe",
-        "tvm_qplugin.core.calibration.CalibrationTable.save",  # half of the output is written
-        "tvm_qplugin.frontend.canonicalize",
-    ],
-)
-def test_ctrl_c_leaves_nothing(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(place, _press)
-    result = call(*QUANTIZE, "-o", tmp_path / "q", "--save-table", tmp_path / "t.json")
-    assert result.exit_code == 130, result.stderr
-    assert "Interrupted" in result.stderr and "Traceback" not in result.stderr
-    assert os.listdir(tmp_path) == []
-
-
-def test_ctrl_c_while_an_artifact_is_written(made, tmp_path, monkeypatch):
-    monkeypatch.setattr("tvm_qplugin.store._swap", _press)
-    assert call("build", made / "q", "-o", tmp_path / "a").exit_code == 130
-    assert os.listdir(tmp_path) == []
-
-
-def test_ctrl_c_does_not_wait_for_a_measurement(made):
-    args = [sys.executable, "-m", "tvm_qplugin", "bench", str(made / "a"), "--repeat", "100000000"]
-    process = subprocess.Popen(args, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "loading" in process.stderr.readline()
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
-    assert process.returncode == 130, messages
-    assert "Interrupted" in messages and "Traceback" not in messages

@@ -1,7 +1,6 @@
 """Bad input on the command line: an exit code, one readable message, and nothing half-written."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +107,8 @@ def _other_table(made: Path, folder: Path) -> Path:
 Case = tuple[str, Callable[[Path], tuple[object, ...]], int, tuple[str, ...]]
 IMAGES = demo.calibration()[:5]
 
+GOOD = (MODEL, "--calibration", SAMPLES)
+
 QUANTIZE: list[Case] = [
     ("no model", lambda d: ("gone.onnx", "--calibration", SAMPLES), 1, ("gone.onnx", "does not exist")),
     ("model is a directory", lambda d: (d, "--calibration", SAMPLES), 1, ("is a folder", "ONNX")),
@@ -133,49 +134,29 @@ QUANTIZE: list[Case] = [
     ("NaN", lambda d: (MODEL, "--calibration", _with_nan(d)), 1, ("sample 3", "nan", "finite")),
     ("zero samples", lambda d: (MODEL, "--calibration", _npz(d, x=IMAGES[:0])), 1, ("empty",)),
     ("which array", lambda d: (MODEL, "--calibration", _npz(d, a=IMAGES, b=IMAGES)), 1, ("a float32",)),
-    ("no such key", lambda d: (MODEL, "--calibration", SAMPLES, "--key", "zz"), 1, ("'zz'",)),
-    (
-        "preprocessing",
-        lambda d: (MODEL, "--calibration", SAMPLES, "--preprocess", "tff"),
-        1,
-        ("'tff'", "imagenet"),
-    ),
-    ("observer", lambda d: (MODEL, "--calibration", SAMPLES, "--observer", "max"), 1, ("'max'", "min_max")),
-    ("target", lambda d: (MODEL, "--calibration", SAMPLES, "--target", "esp32"), 1, ("'esp32'", "host")),
-    ("recipe", lambda d: (MODEL, "--calibration", SAMPLES, "--recipe", "int9"), 1, ("'int9'", "int8")),
-    ("recipe float", lambda d: (MODEL, "--calibration", SAMPLES, "--recipe", "float"), 1, ("build",)),
-    ("recipe file", lambda d: (MODEL, "--calibration", SAMPLES, "--recipe", _text(d)), 1, ("not JSON",)),
-    ("regex", lambda d: (MODEL, "--calibration", SAMPLES, "--float", "("), 1, ("regular expression",)),
-    ("no such layer", lambda d: (MODEL, "--calibration", SAMPLES, "--float", "zz"), 1, ("matches no layer",)),
+    ("no such key", lambda d: (*GOOD, "--key", "zz"), 1, ("'zz'",)),
+    ("preprocessing", lambda d: (*GOOD, "--preprocess", "tff"), 1, ("'tff'", "imagenet")),
+    ("observer", lambda d: (*GOOD, "--observer", "max"), 1, ("'max'", "min_max")),
+    ("target", lambda d: (*GOOD, "--target", "esp32"), 1, ("'esp32'", "host")),
+    ("recipe", lambda d: (*GOOD, "--recipe", "int9"), 1, ("'int9'", "int8")),
+    ("recipe float", lambda d: (*GOOD, "--recipe", "float"), 1, ("build",)),
+    ("recipe file", lambda d: (*GOOD, "--recipe", _text(d)), 1, ("not JSON",)),
+    ("regex", lambda d: (*GOOD, "--float", "("), 1, ("regular expression",)),
+    ("no such layer", lambda d: (*GOOD, "--float", "zz"), 1, ("matches no layer",)),
     ("table is missing", lambda d: (MODEL, "--table", d / "gone.json"), 1, ("gone.json", "cannot be read")),
     ("table is text", lambda d: (MODEL, "--table", _text(d)), 1, ("notes.txt", "not JSON")),
-    (
-        "shape option",
-        lambda d: (MODEL, "--calibration", SAMPLES, "--shape", "image"),
-        1,
-        ("--shape 'image'",),
-    ),
-    (
-        "shape of no input",
-        lambda d: (MODEL, "--calibration", SAMPLES, "--shape", "foo=1,2"),
-        1,
-        ("foo", "image"),
-    ),
+    ("shape option", lambda d: (*GOOD, "--shape", "image"), 1, ("--shape 'image'",)),
+    ("shape of no input", lambda d: (*GOOD, "--shape", "foo=1,2"), 1, ("foo", "image")),
     (
         "table goes nowhere",
-        lambda d: (MODEL, "--calibration", SAMPLES, "--save-table", d / "gone" / "t.json"),
+        lambda d: (*GOOD, "--save-table", d / "gone" / "t.json"),
         1,
         ("gone does not exist",),
     ),
-    (
-        "dump is a file",
-        lambda d: (MODEL, "--calibration", SAMPLES, "--dump", _text(d)),
-        1,
-        ("notes.txt is a file",),
-    ),
-    ("samples and table", lambda d: (MODEL, "--calibration", SAMPLES, "--table", "t"), 2, ("not both",)),
-    ("--samples 0", lambda d: (MODEL, "--calibration", SAMPLES, "--samples", "0"), 2, ("--samples",)),
-    ("--io", lambda d: (MODEL, "--calibration", SAMPLES, "--io", "int4"), 2, ("int4", "uint8")),
+    ("dump is a file", lambda d: (*GOOD, "--dump", _text(d)), 1, ("notes.txt is a file",)),
+    ("samples and table", lambda d: (*GOOD, "--table", "t"), 2, ("not both",)),
+    ("--samples 0", lambda d: (*GOOD, "--samples", "0"), 2, ("--samples",)),
+    ("--io", lambda d: (*GOOD, "--io", "int4"), 2, ("int4", "uint8")),
     ("no such option", lambda d: (MODEL, "--calibrate", SAMPLES), 2, ("No such option",)),
     ("nothing", lambda d: (), 2, ("Missing argument",)),
 ]
@@ -352,46 +333,3 @@ EVALUATE: list[Case] = [
 )
 def test_evaluate(arguments, code, said, made, tmp_path):
     _fails(tmp_path, ("evaluate", made / "a", *arguments(tmp_path)), code, *said)
-
-
-def test_debug_shows_the_traceback(tmp_path):
-    result = call("inspect", tmp_path / "gone", "--debug")
-    assert result.exit_code == 1
-    assert "Traceback" in result.stderr and "ModelError" in result.stderr
-
-
-def test_what_we_did_not_foresee_is_said_to_be_our_fault(monkeypatch, tmp_path):
-    def fail(*_args: object, **_kwargs: object) -> None:
-        raise ZeroDivisionError("first line\nthe reason")
-
-    monkeypatch.setattr("tvm_qplugin.cli_build.inspect_source", fail)
-    result = call("inspect", tmp_path)
-    assert result.exit_code == 1 and "Traceback" not in result.stderr
-    assert "ZeroDivisionError: the reason" in result.stderr and "report" in result.stderr
-
-
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "x"), MemoryError()])
-def test_the_machine_is_at_fault(error, monkeypatch, tmp_path):
-    def fail(*_args: object, **_kwargs: object) -> None:
-        raise error
-
-    monkeypatch.setattr("tvm_qplugin.cli_build.inspect_source", fail)
-    _fails(tmp_path, ("inspect", tmp_path), 1, "permissions" if error.args else "memory")
-
-
-def test_no_command_shows_the_help():
-    result = call()
-    assert result.exit_code in (0, 2) and "quantize" in result.stdout + result.stderr
-    assert call("quantise").exit_code == 2
-
-
-def test_a_full_disk_leaves_the_old_stage(made, tmp_path, monkeypatch):
-    shutil.copytree(made / "q", tmp_path / "q")
-
-    def fail(*_args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("tvm_qplugin.outputs._put", fail)
-    args = ("quantize", MODEL, "--table", made / "t.json", "-o", tmp_path / "q")
-    _fails(tmp_path, args, 1, "No space left on device")
-    assert os.listdir(tmp_path) == ["q"]
