@@ -3,7 +3,8 @@
 python scripts/bench.py [MODEL ...] [--threads 1 2] [--rounds 7] [--json FILE]. Every contestant lives in a
 process of its own, pinned to as many cores as it has threads, and sleeps while another one works. Rounds are
 interleaved (ours, peer, ours, peer ...), so that what disturbs the machine disturbs all. Ratios are
-peer / ours: above 1 we are faster. Exit code 1 when a limit of the acceptance table is missed.
+peer / ours: above 1 we are faster. Exit code 1 when a limit of the acceptance table is missed or a model
+fails.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Race on the models and print tables; 1 if a limit is missed."""
+    """Race on the models and print tables; 1 if a limit is missed or a model fails."""
     args = arguments(argv)
     models = real_models.chosen(args.models)
     if not args.models:
@@ -231,13 +232,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(
             f"load {machine['load']:.2f}: other processes are running; trust the ratios, not the times"
         )
-    races = [results for model in models for results in bench(model, args, console)]
+    races, broken = [], []
+    for model in models:
+        try:
+            races += bench(model, args, console)
+        except Exception as error:
+            broken.append(f"{model.name}: {type(error).__name__}: {str(error).strip()}")
     if args.json is not None:
         data = {**machine, "results": [asdict(result) for results in races for result in results]}
         args.json.write_text(json.dumps(data, indent=1))
-    broken = [text for results in races for text in missed(results)]
+    broken += [f"limit missed: {text}" for results in races for text in missed(results)]
     for text in broken:
-        console.print(f"limit missed: {text}", markup=False)
+        console.print(text, markup=False)
     return 1 if broken else 0
 
 
