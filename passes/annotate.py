@@ -59,7 +59,7 @@ def check_rules(recipe: Recipe) -> None:
     """Refuse rules that can match nothing, because there is no such kind of operator."""
     known = {*KINDS.values(), "split_item", "clamp", "lut", *(n.removeprefix("relax.") for n in ELEMENTWISE)}
     for rule in recipe.rules:
-        if rule.op is not None and rule.op not in known and not rule.op.startswith("relax."):
+        if rule.op is not None and rule.op not in known and not str(rule.op).startswith("relax."):
             raise RecipeError(
                 f"a rule of recipe {recipe.name!r} is for op {rule.op!r}, which is no kind of operator; "
                 f"use one of {', '.join(sorted(known))}, or null for all"

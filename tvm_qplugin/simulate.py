@@ -13,6 +13,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvm_qplugin.build import Runner, compile_function
+from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import extra_constants
@@ -36,7 +37,7 @@ class Simulator:
         self._steps = steps_of(self.module)
 
     def run(self, *arrays: Array) -> list[Array]:
-        """Outputs for one set of inputs (shapes and dtypes of the module's parameters)."""
+        """Outputs for one set of inputs; InputError unless they fit the module's parameters."""
         env = self._evaluate(arrays)
         return [env[var] for var in ir.output_vars(self._func)]
 
@@ -45,6 +46,7 @@ class Simulator:
         return {var.name: value for var, value in self._evaluate(arrays).items()}
 
     def _evaluate(self, arrays: Sequence[Array]) -> dict[relax.Var, Array]:
+        _check(self._func.params, arrays)
         env: dict[relax.Var, Array] = dict(zip(self._func.params, arrays, strict=True))
         for step in self._steps:
             env |= step(env)
@@ -54,6 +56,15 @@ class Simulator:
 def simulate(module: IRModule, *arrays: Array) -> list[Array]:
     """The oracle's outputs of a QDQ module for one set of inputs."""
     return Simulator(module).run(*arrays)
+
+
+def _check(params: Sequence[relax.Var], arrays: Sequence[Array]) -> None:
+    """InputError unless there is an array of the right shape and dtype for every parameter."""
+    expected = [ir.spec_of(param) for param in params]
+    given = [(np.shape(array), str(getattr(array, "dtype", type(array).__name__))) for array in arrays]
+    if given != [(spec.shape, spec.dtype) for spec in expected]:
+        wanted = ", ".join(f"{p.name}: {s.dtype} {s.shape}" for p, s in zip(params, expected, strict=True))
+        raise InputError(f"arrays given: {given or 'none'}; expected {wanted}; pass one array for each")
 
 
 def steps_of(mod: IRModule) -> list[Step]:

@@ -1,0 +1,66 @@
+"""Recipes: the last matching rule wins; what is not understood is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvm_qplugin.core.errors import RecipeError
+from tvm_qplugin.core.recipe import RECIPES, Recipe, Rule, find_recipe
+
+
+def test_the_last_match_wins():
+    recipe = Recipe(rules=(Rule(scope="block1", scheme="float"), Rule(op="conv2d", scheme="int8")))
+    assert recipe.choose("conv2d", "block1_conv").scheme == "int8"
+    assert recipe.choose("dense", "block1_fc").scheme == "float"
+    assert recipe.choose("dense", "block2_fc").scheme == "int8"
+
+
+def test_a_rule_changes_only_what_it_names():
+    rules = (Rule(per_channel=False), Rule(op="dense", observer="moving_average"))
+    choice = Recipe(rules=rules).choose("dense", "x")
+    assert (choice.scheme, choice.observer, choice.per_channel) == ("int8", "moving_average", False)
+
+
+@pytest.mark.parametrize(
+    ("scope", "matches"), [("", True), ("conv", True), ("^conv$", False), (r"\d$", True)]
+)
+def test_scopes_are_searched(scope: str, matches: bool):
+    assert Rule(scope=scope).matches("conv2d", "my_conv_1") is matches
+
+
+def test_json_round_trip(tmp_path: Path):
+    recipe = Recipe("mine", rules=(Rule("head", "dense", "float"), Rule(per_channel=False)))
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    (tmp_path / "r.json").write_text(json.dumps(recipe.to_json()))
+    assert find_recipe(str(tmp_path / "r.json")) == recipe
+
+
+def test_finding():
+    assert find_recipe("int8") is RECIPES["int8"]
+    assert find_recipe(RECIPES["float"]) is RECIPES["float"]
+    assert find_recipe({"name": "mine"}) == Recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("int7", "neither one of int8, float nor a JSON file"),
+        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, float"),
+        ({"colour": "red"}, r"fields are name, scheme, observer"),
+        ({"rules": [{"colour": "red"}]}, "colour"),
+        ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),
+        ({"rules": [{"scheme": "int4"}]}, "scheme 'int4' is unknown"),
+    ],
+)
+def test_what_is_not_understood(given: Any, message: str):
+    with pytest.raises(RecipeError, match=message):
+        find_recipe(given)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "a JSON object")])
+def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str):
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        find_recipe(str(tmp_path / "r.json"))
