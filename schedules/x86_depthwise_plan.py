@@ -141,7 +141,8 @@ def blocks(w: Window, mode: str, isa: Isa) -> Blocks:
     groups, rest = divmod(whole, period // vector)
     cut = Blocks(period, per_period, groups, rest, bool(width * channels % vector))
     starts = [i * vector % channels for i in range(per_period)]
-    return _with_units(cut, [*starts, (width * channels - vector) % channels], channels, isa)
+    last = [(width * channels - vector) % channels] if cut.tail else []
+    return _with_units(cut, [*starts, *last], channels, isa)
 
 
 def uniform_blocks(w: Window, mode: str, vector: int) -> Blocks:
@@ -153,15 +154,21 @@ def uniform_blocks(w: Window, mode: str, vector: int) -> Blocks:
 
 
 def _with_units(b: Blocks, starts: Sequence[int], channels: int, isa: Isa) -> Blocks:
-    """Lay out units so that each vector finds its own in a row; vectors share what they can."""
-    size, units, where = unit_size(isa), list[int](), list[int]()
-    for start in starts:
-        needed = [(start + at) % channels for at in range(0, 4 * isa.lanes, size)]
-        first = next(
-            i for i in range(len(units) + 1) if units[i : i + len(needed)] == needed[: len(units) - i]
-        )
-        units += needed[len(units) - first :]
+    """Lay out units so that each vector finds its own in a row.
+
+    Vectors share units only where that saves some: a shared vector may straddle cache lines.
+    """
+    per_vector = 4 * isa.lanes // unit_size(isa)
+    needed = [[(s + at) % channels for at in range(0, 4 * isa.lanes, unit_size(isa))] for s in starts]
+    units, where = list[int](), list[int]()
+    for run in needed:
+        first = next(i for i in range(len(units) + 1) if units[i : i + len(run)] == run[: len(units) - i])
+        units += run[len(units) - first :]
         where.append(first)
+    units += [0] * (-len(units) % per_vector)
+    if len(units) >= per_vector * len(starts):
+        units = [unit for run in needed for unit in run]
+        where = [i * per_vector for i in range(len(starts))]
     return replace(b, units=tuple(units), where=tuple(where[: b.per_period]), tail_unit=where[-1])
 
 

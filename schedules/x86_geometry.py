@@ -95,6 +95,11 @@ class Geometry:
         return -(-self.channels // self.lanes)
 
     @property
+    def last_lanes(self) -> int:
+        """Lanes for which weights of the last vector of channels are stored; a group's are always full."""
+        return self.channels - (self.blocks - 1) * self.lanes if self.groups == 1 else self.lanes
+
+    @property
     def shape(self) -> Shape:
         """The part that the choice of a tile depends on."""
         rows = self.pixels[-2].extent if len(self.pixels) > 1 else 1

@@ -28,9 +28,10 @@ class Requantization:
 
 
 def pack_weights(weights: Array, geometry: Geometry) -> Array:
-    """OHWI (or ``[N, K]``) to ``[groups * blocks, steps, lanes, depth]``, zero where there is nothing.
+    """OHWI (or ``[N, K]``) to ``[groups * blocks, steps, lanes, depth]``, flat.
 
-    The overlapping last step of a span holds only the elements that no other step has.
+    The overlapping last step of a span holds only the elements that no other step has, zeros else. The last
+    block has ``last_lanes`` lanes: a vector of it ends with lanes of the next step, which nobody uses.
     """
     g = geometry
     flat = weights.reshape(g.groups, g.channels, g.outer, g.span)
@@ -49,7 +50,9 @@ def pack_weights(weights: Array, geometry: Geometry) -> Array:
 
 
 def _to_lanes(packed: Array, g: Geometry) -> Array:
-    return packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth).transpose(0, 2, 1, 3)
+    blocks = packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth).transpose(0, 2, 1, 3)
+    unread = np.zeros((g.lanes - g.last_lanes) * g.depth, packed.dtype)
+    return np.concatenate([blocks[:-1].reshape(-1), blocks[-1, :, : g.last_lanes].reshape(-1), unread])
 
 
 def _folded(flat: Array, g: Geometry) -> Array:

@@ -122,11 +122,13 @@ def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
 def _multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step: Index) -> None:
     """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
     isa, width = k.isa, k.isa.lanes * k.isa.depth
-    base = (spot.block * k.geometry.steps + step) * width
+    base, size = spot.block * (k.geometry.steps * width), k.geometry.steps * width
+    last = k.geometry.last_lanes if spot.valid < isa.lanes else isa.lanes
     for (place, _), row in zip(spot.pixels, acc, strict=True):
         activation = _broadcast(k, spot.source + place, offset)
         for j, cell in enumerate(row):
-            weights = k.weights(base + j * (k.geometry.steps * width))
+            lanes = last if j == spot.vectors - 1 else isa.lanes
+            weights = k.weights(base + step * (lanes * isa.depth) + j * size)
             store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
 
 

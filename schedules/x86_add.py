@@ -1,0 +1,138 @@
+"""Addition on x86: ``qadd`` of two tensors of one shape, 16 or 8 elements at a time.
+
+Multipliers, shift, zero points and clamp are read at run time: layers of one shape share a function. A call
+may carry ``a_halo``, ``b_halo`` and ``out_halo`` (t, l, b, r) as convolutions do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tvm
+from tvm.script.ir_builder import IRBuilder
+
+from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.schedules.x86_border import each_piece, fill_halo
+from tvm_qplugin.schedules.x86_constants import Constants, Reader
+from tvm_qplugin.schedules.x86_geometry import Halo
+from tvm_qplugin.schedules.x86_isa import (
+    AVX2,
+    F32_512,
+    Buffer,
+    Expr,
+    Index,
+    Isa,
+    T,
+    load,
+    splat,
+    store,
+    supports,
+)
+
+PARALLEL_ELEMENTS = 64 * 1024  # what a parallel launch is worth
+BYTES = ("int8", "uint8")
+
+
+def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
+    """The kernel; None when operands are broadcast or sums may leave int32: the portable kernel serves."""
+    isa = next((isa for isa in (F32_512, AVX2) if supports(isa, target)), None)
+    if isa is None or call.name != "qadd" or any(t.dtype not in BYTES for t in (*call.args, call.out)):
+        return None
+    halos = [tuple(call.params.get(f"{name}_halo") or (0,) * 4) for name in ("a", "b", "out")]
+    shapes = [_logical(t, halo) for t, halo in zip((*call.args, call.out), halos, strict=True)]
+    if len(set(shapes)) != 1 or not _fits_int32(call):
+        return None
+    return _implement(call, isa, shapes[0], halos)
+
+
+def _logical(spec: TensorSpec, halo: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without its halo."""
+    if not any(halo):
+        return spec.shape
+    n, height, width, channels = spec.shape
+    return n, height - halo[0] - halo[2], width - halo[1] - halo[3], channels
+
+
+def _fits_int32(call: KernelCall) -> bool:
+    p = call.params
+    largest = 255 * (abs(p["a_mul"]) + abs(p["b_mul"])) + (1 << (p["shift"] - 1))
+    return bool(1 <= p["shift"] <= 30 and largest < 2**31)
+
+
+def _constants(call: KernelCall) -> Constants:
+    """``base`` holds the rounding term and both zero points; it wraps around, as do the products."""
+    p, sections = call.params, dict[str, Array]()
+    base = (1 << (p["shift"] - 1)) - p["a_zp"] * p["a_mul"] - p["b_zp"] * p["b_mul"]
+    lo, hi = p["lo"] - p["out_zp"], p["hi"] - p["out_zp"]
+    for name, value in {"a": p["a_mul"], "b": p["b_mul"], "base": base, "shift": p["shift"]}.items():
+        sections[name] = np.asarray([value], "int64").astype("int32")
+    for name, value in {"lo": lo, "hi": hi, "zero": p["out_zp"]}.items():
+        sections[name] = np.asarray([value], "int32")
+    return Constants.join(**sections)
+
+
+def _implement(
+    call: KernelCall, isa: Isa, shape: tuple[int, ...], halos: list[tuple[int, ...]]
+) -> Implementation:
+    constants = _constants(call)
+    specs = [*call.args, TensorSpec(constants.data.shape, "int32"), call.out]
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(call.name)
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
+        args = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
+        flat = [T.decl_buffer((s.size,), s.dtype, data=b.data) for s, b in zip(specs, args, strict=True)]
+        reader = Reader(constants, flat[2])
+        if any(halos[2]):
+            fill_halo(Halo(call.out.shape, halos[2]), flat[3], reader.scalar("zero", call.out.dtype))
+        _rows(call, isa, shape, halos, flat, reader)
+    return Implementation(builder.get(), (0, 1, constants.data))
+
+
+def _rows(
+    call: KernelCall,
+    isa: Isa,
+    shape: tuple[int, ...],
+    halos: list[tuple[int, ...]],
+    flat: list[Buffer],
+    reader: Reader,
+) -> None:
+    """One run over everything, or over every row where halos lie between rows or threads share the work."""
+    size = math.prod(shape)
+    parallel = size >= PARALLEL_ELEMENTS and len(shape) == 4
+    if not parallel and not any(map(any, halos)):
+        _add(isa, reader, flat, (0, 0, 0), size, str(call.out.dtype))
+        return
+    images, height, width, channels = shape
+    with (T.parallel if parallel else T.serial)(0, images * height) as r:
+        image, y = T.floordiv(r, height), T.floormod(r, height)
+        starts = []
+        for spec, (top, left, *_) in zip((*call.args, call.out), halos, strict=True):
+            row = (image * spec.shape[1] + (y + top)) * spec.shape[2] + left
+            starts.append(row * channels)
+        _add(isa, reader, flat, tuple(starts), width * channels, str(call.out.dtype))
+
+
+def _add(
+    isa: Isa, reader: Reader, flat: list[Buffer], starts: tuple[Index, ...], count: int, dtype: str
+) -> None:
+    """Add ``count`` elements of ``flat`` (a, b, constants, output) from ``starts`` (a, b, output) on."""
+    a, b, _, out = flat
+
+    def write(at: Index, lanes: int) -> None:
+        def word(name: str) -> Expr:
+            return reader.word(name) if lanes == 1 else splat(reader.word(name), lanes)
+
+        wide = "int32" if lanes == 1 else f"int32x{lanes}"
+        terms = [
+            T.Cast(wide, load(x, start + at, lanes)) * word(name)
+            for x, start, name in ((a, starts[0], "a"), (b, starts[1], "b"))
+        ]
+        total = T.shift_right(terms[0] + terms[1] + word("base"), word("shift"))
+        total = T.max(T.min(total, word("hi")), word("lo")) + word("zero")
+        narrow = dtype if lanes == 1 else f"{dtype}x{lanes}"
+        store(out, starts[2] + at, T.Cast(narrow, total), lanes)
+
+    each_piece(count, isa.lanes, write)
