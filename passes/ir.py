@@ -18,6 +18,8 @@ from tvm_qplugin.core.qparams import Array, QuantParams
 
 def main_function(mod: IRModule) -> relax.Function:
     """The function every stage works on; ModelError if the module has none."""
+    if not isinstance(mod, IRModule):
+        raise ModelError(f"a {type(mod).__name__} was given where an IRModule was expected; see load()")
     if "main" not in [v.name_hint for v in mod.get_global_vars()]:
         raise ModelError(
             "the IRModule has no function 'main'; import the model with tvm_qplugin.frontend.load"

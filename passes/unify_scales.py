@@ -10,9 +10,15 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
+from tvm_qplugin.core.qparams import union_range
 from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import SAME_SCALE
+
+Ranges = Mapping[str, tuple[float, float]]
+
+LOSS = 2.0
+"""How much wider than its own the common range of a concatenation may be for a part to join it."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="UnifyScales")
@@ -22,22 +28,27 @@ class UnifyScales:
 
     In: an annotated module. Out: the same, where every member of a group but one has a ``SharedSpec``
     that names it. A tensor whose operator fixes its parameters (softmax, sigmoid, tanh) joins a
-    concatenation only if all parts agree; otherwise it is requantized there.
+    concatenation only if all parts agree; otherwise it is requantized there. With calibrated ``ranges``
+    so is a part that would lose more than one bit of resolution: chains of concatenations and slices
+    (ShuffleNet) would otherwise put a whole network on one scale.
     """
+
+    ranges: Ranges | None = None
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite the annotation."""
         annotation = Annotation.loads(ir.main_function(mod).attrs[ANNOTATION])
-        return ir.with_main_attr(mod, ANNOTATION, unify(annotation).dumps())
+        return ir.with_main_attr(mod, ANNOTATION, unify(annotation, self.ranges).dumps())
 
 
-def unify(annotation: Annotation) -> Annotation:
+def unify(annotation: Annotation, ranges: Ranges | None = None) -> Annotation:
     """The annotation with groups of equal parameters resolved."""
-    groups = _Groups(annotation.tensors)
+    groups = _Groups(annotation.tensors, ranges or {})
     shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
     for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
         for name in _members(op, groups):
-            groups.join(op.output, name)
+            if len(op.inputs) == 1 or groups.fit(op.output, name):
+                groups.join(op.output, name)
     return annotation.with_tensors(groups.specs())
 
 
@@ -49,12 +60,18 @@ def _members(op: OpAnnotation, groups: _Groups) -> list[str]:
     return inputs if alike or not fixed else [name for name in inputs if name not in fixed]
 
 
+def _width(both: tuple[float, float]) -> float:
+    """The extent of a range with zero in it."""
+    return max(both[1], 0.0) - min(both[0], 0.0)
+
+
 class _Groups:
     """Disjoint sets of tensor names, each with one specification."""
 
-    def __init__(self, tensors: Mapping[str, Spec]) -> None:
+    def __init__(self, tensors: Mapping[str, Spec], ranges: Ranges) -> None:
         self._spec = dict(tensors)
         self._parent = {name: name for name in self._spec}
+        self._range = {name: ranges[name] for name in self._spec if name in ranges}
 
     def __contains__(self, name: str) -> bool:
         return name in self._parent
@@ -70,6 +87,15 @@ class _Groups:
         """The specification of the set."""
         return self._spec[self.find(name)]
 
+    def fit(self, a: str, b: str) -> bool:
+        """Whether neither set would lose more than one bit in the common range (unknown: yes)."""
+        known = [self._range.get(self.find(name)) for name in (a, b) if name in self]
+        found = [both for both in known if both is not None]
+        if len(found) < 2:
+            return True
+        whole = _width(union_range(found))
+        return all(whole <= LOSS * _width(both) for both in found)
+
     def join(self, a: str, b: str) -> None:
         """Union; a fixed specification prevails."""
         if a not in self or b not in self:
@@ -78,6 +104,9 @@ class _Groups:
         keep, drop = (b, a) if isinstance(self._spec[b], FixedSpec) else (a, b)
         if keep != drop:
             self._parent[drop] = keep
+            both = [self._range[name] for name in (keep, drop) if name in self._range]
+            if both:
+                self._range[keep] = union_range(both)
 
     def specs(self) -> dict[str, Spec]:
         """Every tensor's specification: the set's own for its representative, else shared."""

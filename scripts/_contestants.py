@@ -15,7 +15,7 @@ from real_models import RealModel
 from tvm_qplugin import frontend
 from tvm_qplugin.api import quantize
 from tvm_qplugin.artifact import Artifact
-from tvm_qplugin.build import build
+from tvm_qplugin.builder import build
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.measure import Measurement, peak_bytes
 from tvm_qplugin.samples import inputs_of

@@ -31,10 +31,10 @@ from tvm.ir import IRModule
 from tvm_qplugin import frontend
 from tvm_qplugin.api import quantize
 from tvm_qplugin.artifact import Artifact
-from tvm_qplugin.build import Runner, build, compile_function
+from tvm_qplugin.builder import Runner, build, compile_function
 from tvm_qplugin.measure import peak_bytes, reset_peak
 from tvm_qplugin.samples import fit_sample, inputs_of
-from tvm_qplugin.simulate import Simulator
+from tvm_qplugin.simulator import Simulator
 
 
 def evaluate(name: str, options: Options) -> Row:

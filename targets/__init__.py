@@ -30,7 +30,7 @@ def find_profile(name: str | TargetProfile) -> TargetProfile:
     """A profile by name, or as it is; TargetError lists what is known."""
     if isinstance(name, TargetProfile):
         return name
-    if name not in PROFILES:
+    if not isinstance(name, str) or name not in PROFILES:
         raise TargetError(f"target {name!r} is unknown; use one of {', '.join(sorted(PROFILES))}")
     return PROFILES[name]
 

@@ -14,8 +14,8 @@ from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from tvm_qplugin.api import quantize
-from tvm_qplugin.build import build, compile_function
-from tvm_qplugin.calibrate import model_hash
+from tvm_qplugin.builder import build, compile_function
+from tvm_qplugin.calibrator import model_hash
 from tvm_qplugin.core.calibration import CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import (
     CalibrationError,
@@ -26,7 +26,7 @@ from tvm_qplugin.core.errors import (
 )
 from tvm_qplugin.frontend import load
 from tvm_qplugin.pipeline import is_quantized
-from tvm_qplugin.simulate import simulate
+from tvm_qplugin.simulator import simulate
 
 RNG = np.random.default_rng(0)
 SHAPE = (1, 3, 8, 8)

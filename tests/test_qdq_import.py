@@ -12,9 +12,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from tvm_qplugin.api import quantize
-from tvm_qplugin.build import build
+from tvm_qplugin.builder import build
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.simulate import simulate
+from tvm_qplugin.simulator import simulate
 
 ort = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)

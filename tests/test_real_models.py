@@ -12,9 +12,9 @@ import pytest
 
 from tvm_qplugin import frontend
 from tvm_qplugin.api import quantize
-from tvm_qplugin.build import build, compile_function
+from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.samples import fit_sample, inputs_of
-from tvm_qplugin.simulate import Simulator
+from tvm_qplugin.simulator import Simulator
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.append(str(SCRIPTS))

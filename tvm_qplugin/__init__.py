@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tvm_qplugin.api import quantize
     from tvm_qplugin.artifact import Artifact
-    from tvm_qplugin.build import build
-    from tvm_qplugin.calibrate import calibrate
+    from tvm_qplugin.builder import build
+    from tvm_qplugin.calibrator import calibrate
     from tvm_qplugin.core.calibration import CalibrationTable
     from tvm_qplugin.core.recipe import Recipe, Rule
     from tvm_qplugin.frontend import load
-    from tvm_qplugin.simulate import simulate
+    from tvm_qplugin.simulator import simulate
 
 _PUBLIC = {
     "Artifact": "artifact",
     "CalibrationTable": "core.calibration",
     "Recipe": "core.recipe",
     "Rule": "core.recipe",
-    "build": "build",
-    "calibrate": "calibrate",
+    "build": "builder",
+    "calibrate": "calibrator",
     "load": "frontend",
     "quantize": "api",
-    "simulate": "simulate",
+    "simulate": "simulator",
 }
 
 __all__ = [

@@ -12,7 +12,7 @@ import tvm
 from tvm.ir import IRModule
 
 from tvm_qplugin import frontend
-from tvm_qplugin.build import SOURCE, instruments
+from tvm_qplugin.builder import SOURCE, instruments
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.profile import TargetProfile
@@ -75,7 +75,7 @@ def quantize(
 def describe_source(model: str | os.PathLike[str] | IRModule, recipe: Recipe) -> dict[str, Any]:
     """What the manifest should know of where a module came from."""
     source: dict[str, Any] = {"recipe": recipe.to_json(), "model": "model"}
-    if not isinstance(model, IRModule):
+    if isinstance(model, str | os.PathLike):
         path = Path(model)
         source |= {"model": path.stem, "float_bytes": path.stat().st_size}
     return source

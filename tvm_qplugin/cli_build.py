@@ -62,7 +62,7 @@ def build(
     check_scratch_directory(dump)
     start = time.perf_counter()
     with step("importing TVM"):
-        from tvm_qplugin.build import build as compile_model
+        from tvm_qplugin.builder import build as compile_model
         from tvm_qplugin.targets import find_profile
     profile = find_profile(target)
     with step("reading the model"):

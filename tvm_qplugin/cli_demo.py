@@ -72,7 +72,7 @@ def demo(
 def _quantize() -> tuple[IRModule, IRModule, CalibrationTable]:
     """The float module, the int8 module and the ranges that it was made with."""
     with step("importing TVM"):
-        from tvm_qplugin.calibrate import calibrate
+        from tvm_qplugin.calibrator import calibrate
         from tvm_qplugin.core.recipe import find_recipe
         from tvm_qplugin.frontend import load
         from tvm_qplugin.inspection import annotation_of, with_source
@@ -90,7 +90,7 @@ def _quantize() -> tuple[IRModule, IRModule, CalibrationTable]:
 
 
 def _build(module: IRModule, quantized: IRModule) -> dict[str, Artifact]:
-    from tvm_qplugin.build import build
+    from tvm_qplugin.builder import build
 
     found = {}
     for scheme, stage in {"float": module, "int8": quantized}.items():

@@ -113,7 +113,7 @@ def _open(
 
 def _reference(path: Path, artifact: Artifact) -> Artifact:
     """An artifact, or an ONNX file compiled as it is with the inputs in the artifact's layout."""
-    from tvm_qplugin.build import build
+    from tvm_qplugin.builder import build
     from tvm_qplugin.frontend import load
 
     if kind_of(path) == "artifact":

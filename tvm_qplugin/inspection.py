@@ -80,7 +80,7 @@ def read_module(source: Path, **options: Any) -> IRModule:
 def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
     """The module with what the manifest should know of where it came from."""
     from tvm_qplugin.api import describe_source
-    from tvm_qplugin.build import SOURCE
+    from tvm_qplugin.builder import SOURCE
     from tvm_qplugin.passes import ir
 
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(path, recipe)))
@@ -112,7 +112,7 @@ def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
     """The manifest that ``build`` would give a module, without compiling it."""
     import tvm
 
-    from tvm_qplugin.build import describe
+    from tvm_qplugin.builder import describe
     from tvm_qplugin.passes.lower_integer import LowerInteger
 
     return describe(module, tvm.transform.Sequential([LowerInteger(profile.storage)])(module), profile)

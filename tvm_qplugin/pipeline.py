@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
-from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
@@ -31,13 +33,13 @@ Passes = list[tvm.transform.Pass]
 
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     """Float module -> annotated module."""
-    return [Annotate(recipe, profile.explain), UnifyScales()]
+    return [Annotate(recipe, profile.explain)]
 
 
 def convert_passes(table: CalibrationTable, io: str) -> Passes:
     """Annotated module -> QDQ module."""
     ranges = {name: (r.low, r.high) for name, r in table.ranges.items()}
-    return [InsertQDQ(ranges), QuantizeIO(io)]
+    return [UnifyScales(ranges), InsertQDQ(ranges), QuantizeIO(io)]
 
 
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
@@ -86,12 +88,14 @@ def quantize_module(
     io: str = "float",
 ) -> IRModule:
     """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table."""
-    from tvm_qplugin.calibrate import calibrate, model_hash
+    from tvm_qplugin.calibrator import calibrate, model_hash
 
     profile, chosen = find_profile(target), find_recipe(recipe)
+    QuantizeIO(io)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
-    names = Annotation.loads(ir.main_function(annotated).attrs["qplugin.annotation"]).observed()
+    annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
+    names = annotation.observed()
     if isinstance(calibration, CalibrationTable):
         calibration.check(identity, names)
         table = calibration
@@ -105,7 +109,7 @@ def quantize_module(
             module,
             calibration,
             names=names,
-            observer=observer or chosen.observer,
+            observer=observer or annotation.observers(),
             hooks=hooks,
             limit=limit,
             progress=progress,
@@ -123,8 +127,12 @@ def is_quantized(module: IRModule) -> bool:
 def int8_pipeline(**options: Any) -> tvm.transform.Pass:
     """What ``relax.get_pipeline("qplugin.int8", **options)`` returns: see ``quantize_module``.
 
-    A module that is quantized already is only lowered; a float one needs ``calibration``.
+    A module that is quantized already is only lowered; a float one needs ``calibration``. RecipeError
+    for an option that is not known.
     """
+    known = set(inspect.signature(quantize_module).parameters) - {"module"}
+    if unknown := set(options) - known:
+        raise RecipeError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
 
     @tvm.transform.module_pass(opt_level=0, name="qplugin.int8")
     def pipeline(mod: IRModule, _ctx: tvm.transform.PassContext) -> IRModule:

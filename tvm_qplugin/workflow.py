@@ -89,7 +89,7 @@ class Quantization:
 
     def table_of(self, module: IRModule) -> CalibrationTable:
         """Run the samples through a float module."""
-        from tvm_qplugin.calibrate import calibrate
+        from tvm_qplugin.calibrator import calibrate
         from tvm_qplugin.data import open_samples
         from tvm_qplugin.pipeline import is_quantized
         from tvm_qplugin.samples import inputs_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -35,6 +36,8 @@ class Rule:
             re.compile(self.scope)
         except re.error as error:
             raise RecipeError(f"scope {self.scope!r} is not a regular expression: {error}") from None
+        if not isinstance(self.per_channel, bool | None):
+            raise RecipeError(f"per_channel {self.per_channel!r}: true or false was expected")
         if self.scheme is not None and self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
 
@@ -96,12 +99,16 @@ RECIPES: Registry[Recipe] = Registry(
 )
 
 
-def find_recipe(recipe: str | Recipe | Mapping[str, Any]) -> Recipe:
+def find_recipe(recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any]) -> Recipe:
     """A recipe by name, from a JSON file, from a mapping, or as it is."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, Mapping):
         return Recipe.from_json(recipe)
+    if isinstance(recipe, os.PathLike):
+        recipe = os.fspath(recipe)
+    if not isinstance(recipe, str):
+        raise RecipeError(f"recipe {recipe!r}: a name, a JSON file, a mapping or a Recipe was expected")
     if recipe in RECIPES:
         return RECIPES[recipe]
     path = Path(recipe)

@@ -101,6 +101,15 @@ class Annotation:
         """Tensors whose range has to be measured."""
         return [name for name, spec in self.tensors.items() if not isinstance(spec, FixedSpec)]
 
+    def observers(self) -> dict[str, str]:
+        """The observer of every tensor that is measured; tensors that share parameters share it."""
+        found = {}
+        for name in self.observed():
+            spec = self.tensors[name]
+            spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
+            found[name] = spec.observer if isinstance(spec, QuantSpec) else "min_max"
+        return found
+
     def dumps(self) -> str:
         """JSON, to be kept as a function attribute."""
         return json.dumps(

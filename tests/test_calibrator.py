@@ -13,7 +13,7 @@ from tvm import relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
-from tvm_qplugin.calibrate import calibrate, float_tensors, model_hash
+from tvm_qplugin.calibrator import calibrate, float_tensors, model_hash
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.progress import progress_bar
@@ -273,7 +273,7 @@ def test_hash_is_the_same_in_another_process(tmp_path):
     path = tmp_path / "model.json"
     path.write_text(tvm.ir.save_json(Model))
     code = (
-        "import sys, tvm; from tvm_qplugin.calibrate import model_hash;"
+        "import sys, tvm; from tvm_qplugin.calibrator import model_hash;"
         "print(model_hash(tvm.ir.load_json(open(sys.argv[1]).read())))"
     )
     run = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)

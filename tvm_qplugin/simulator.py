@@ -12,7 +12,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_qplugin.build import Runner, compile_function
+from tvm_qplugin.builder import Runner, compile_function
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array

@@ -14,6 +14,7 @@ from tvm.ir import IRModule
 
 from tvm_qplugin.artifact import Artifact
 from tvm_qplugin.core.attrs import REPORT
+from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
@@ -60,6 +61,8 @@ def instruments(dump: Path | None) -> list[Any]:
     """Pass instruments that write the IR after every pass into ``dump``."""
     if dump is None:
         return []
+    if dump.exists() and not dump.is_dir():
+        raise ArtifactError(f"dump={str(dump)!r} is a file: give a directory for the IR after every pass")
     dump.mkdir(parents=True, exist_ok=True)
     return [tvm.ir.instrument.DumpIR(str(dump))]
 
@@ -73,9 +76,10 @@ def build(
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
-    a missing toolchain.
+    a missing toolchain, ModelError for what is no module.
     """
     profile = find_profile(target)
+    ir.main_function(module)
     executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
     return Artifact.create(executable, describe(module, lowered, profile), compiler=profile.compiler)
 

@@ -5,11 +5,11 @@ import pytest
 import tvm
 from tvm import IRModule, relax
 
-from tvm_qplugin.build import compile_function
+from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
-from tvm_qplugin.simulate import Simulator, simulate, steps_of
+from tvm_qplugin.simulator import Simulator, simulate, steps_of
 
 GRID = QuantParams.of(0.05, 3)
 X = np.random.default_rng(0).normal(size=(2, 6)).astype("float32")

@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 from tvm.ir import GenericConst, IRModule
 
-from tvm_qplugin.build import compile_function
+from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
