@@ -8,6 +8,8 @@ cd "$ROOT"
 # The slow tests that CI runs beside all the others: files, or the beginnings of test ids.
 SLOW_SAMPLE=(
   tests/test_packaging.py
+  tests/test_real_models.py::test_whole_way_equals_oracle
+  'tests/random_graphs/test_random_graphs.py::test_other_profiles_at_length[200-'
 )
 
 # Two processes of one thread each; unbound, because TVM would pin all of them to the first core.
