@@ -13,12 +13,20 @@ from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
-from tvm_qplugin.core.qparams import QuantParams, multiplier
+from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
-from tvm_qplugin.passes.plan import REASONS, Plan, Source, full_range, shift_array, stored
+from tvm_qplugin.passes.plan import (
+    REASONS,
+    Plan,
+    Source,
+    full_range,
+    requantize_plan,
+    shift_array,
+    stored,
+)
 from tvm_qplugin.passes.spread_qdq import spread_qdq
 
 
@@ -179,11 +187,8 @@ class _Lowering:
         return expr if have.same(source.want) else self._convert(expr, have, source.want, name)
 
     def _convert(self, expr: relax.Expr, have: QuantParams, want: QuantParams, name: str) -> relax.Expr:
-        factor = multiplier(have.scale, 1.0, want.scale)
-        params = {**full_range(want), "in_zp": int(have.zero_point), "multiplier": float(factor)}
-        out = TensorSpec(ir.spec_of(expr).shape, want.dtype)
-        plan = Plan("requantize", out, "requantize", params)
-        return self._call(f"{name}_requantized", plan, [expr])
+        plan = requantize_plan(Source(expr, have, want), ir.spec_of(expr).shape)
+        return self._call(f"{name}_requantized", plan, [expr, *(ir.const(array) for array in plan.constants)])
 
     def _call(self, name: str, plan: Plan, args: list[relax.Expr]) -> relax.Expr:
         specs = [ir.spec_of(arg) for arg in args]

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams
+from tvm_qplugin.core import lite
+from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import ELEMENTWISE
 
 _erf = np.vectorize(math.erf, otypes=["float64"])
+_erfc = np.vectorize(math.erfc, otypes=["float64"])
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -21,13 +23,24 @@ def _sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
+def _gelu(x: Array) -> Array:
+    """In float32 steps, as LiteRT."""
+    single = x.astype("float32")
+    tail = _erfc((single * np.float32(-math.sqrt(0.5))).astype("float64")).astype("float32")
+    return np.asarray((np.float32(0.5) * single * tail).astype("float64"))
+
+
 def _gelu_tanh(x: Array) -> Array:
-    return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    """In float32 steps, as LiteRT."""
+    single = x.astype("float32")
+    inner = np.float32(math.sqrt(2 / math.pi)) * (single + np.float32(0.044715) * single * single * single)
+    gate = np.float32(1) + np.tanh(inner.astype("float64")).astype("float32")
+    return np.asarray((np.float32(0.5) * single * gate).astype("float64"))
 
 
 _UNARY: dict[str, Callable[[Array], Array]] = {
     "nn.relu": lambda x: np.maximum(x, 0.0),
-    "nn.gelu": lambda x: 0.5 * x * (1.0 + _erf(x / math.sqrt(2.0))),
+    "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu_tanh,
     "nn.silu": lambda x: x * _sigmoid(x),
     "nn.selu": lambda x: _SELU_SCALE * np.where(x > 0, x, _SELU_ALPHA * np.expm1(x)),
@@ -53,6 +66,8 @@ _BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "minimum": np.minimum,
     "power": np.power,
 }
+
+_FIXED_POINT = {"relax.nn.leakyrelu": "LEAKY_RELU", "relax.nn.relu": "RELU", "relax.clip": "CLIP"}
 
 
 def _evaluate(call: relax.Expr, operands: list[Array]) -> Array:
@@ -105,16 +120,35 @@ def table(
 ) -> Array:
     """256 results on the output grid, indexed by input code minus the dtype's minimum.
 
-    ``grids`` are the parameters of input and output. Evaluated in float64; codes for which the
-    function is undefined (log of a negative number) get the nearest end of the range.
+    ``grids`` are the parameters of input and output. As LiteRT computes the operator that ``recognize``
+    names; anything else in float64, codes for which it is undefined (log of a negative number) get the
+    nearest end of the range.
     """
-    source, target = grids
-    lo, hi = INTEGER_RANGE[source.dtype]
-    known: dict[relax.Var, Any] = {leaf: source.dequantize(np.arange(lo, hi + 1)).astype("float64")}
+    call, kind = defined[var], recognize(var, leaf, defined)
+    exact = lite.hard_swish(*grids) if kind == "HARD_SWISH" else None
+    if exact is not None:
+        return exact
+    if kind == "LEAKY_RELU":
+        return lite.leaky_relu(float(call.attrs.alpha), *grids)
+    if kind in ("RELU", "CLIP"):
+        low, high = (0.0, None) if kind == "RELU" else (float(bound.value) for bound in call.args[1:3])
+        return lite.clipped(low, high, *grids)
+    return lite.float_table(lambda x: _value(var, {leaf: x}, defined), *grids)
+
+
+def recognize(var: relax.Var, leaf: relax.Var, defined: Mapping[relax.Var, relax.Expr]) -> str:
+    """The TFLite operator with fixed-point arithmetic that ``var`` is of ``leaf``, or nothing.
+
+    LEAKY_RELU, RELU, CLIP (to any bounds) or HARD_SWISH, the latter however it is written.
+    """
+    name = ir.op_name(defined[var])
+    if defined[var].args[0].same_as(leaf) and name in _FIXED_POINT:
+        return _FIXED_POINT[name]
+    x = np.linspace(-6.0, 6.0, 97)
     with np.errstate(all="ignore"):
-        result = _value(var, known, defined)
-    low, high = (target.dequantize(np.asarray(code)) for code in INTEGER_RANGE[target.dtype])
-    return target.quantize(np.nan_to_num(result, nan=float(low), posinf=float(high), neginf=float(low)))
+        y = np.asarray(_value(var, {leaf: x}, defined))
+    swish = x * np.clip(x + 3.0, 0.0, 6.0) / 6.0
+    return "HARD_SWISH" if y.shape == x.shape and np.allclose(y, swish, rtol=1e-6, atol=1e-6) else ""
 
 
 def _value(var: relax.Var, known: dict[relax.Var, Any], defined: Mapping[relax.Var, relax.Expr]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tvm_qplugin.passes.match_window import (
     padding4,
 )
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
-from tvm_qplugin.passes.plan import Plan, Source, full_range, shift_array, stored
+from tvm_qplugin.passes.plan import Plan, Source, requantize_plan, shift_array, stored
 
 Definitions = Mapping[relax.Var, relax.Expr]
 Bounds = tuple[float | None, float | None]
@@ -76,12 +76,8 @@ def _requantize(site: Site) -> Plan | None:
         return None
     if source.want.same(site.grid):
         return Plan("identity", site.out, sources=(source,), rebuild=lambda operands: operands[0])
-    params = {
-        **full_range(site.grid),
-        "in_zp": int(source.want.zero_point),
-        "multiplier": float(source.want.scale / site.grid.scale),
-    }
-    return Plan("requantize", site.out, "requantize", params, (source,))
+    plan = requantize_plan(Source(source.expr, source.want, site.grid), site.out.shape)
+    return replace(plan, sources=(source,))
 
 
 def _operator(site: Site) -> Plan | None:
@@ -236,9 +232,9 @@ def _add(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | N
     if bias is not None or None in operands:
         return None
     a, b = (operand for operand in operands if operand is not None)
-    a_mul, b_mul, shift = add_params(float(a.want.scale), float(b.want.scale), float(site.grid.scale))
-    if not 1 <= shift <= 30:
+    if any(not 2.0**-10 <= x.want.scale / site.grid.scale < 2.0**8 for x in (a, b)):
         return None
+    a_mul, b_mul, shift = add_params(float(a.want.scale), float(b.want.scale), float(site.grid.scale))
     sign = -1 if ir.op_name(core) == "relax.subtract" else 1
     params = {
         **site.finish(bounds),
@@ -256,6 +252,8 @@ def _mul(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | 
         return None
     a, b = (operand for operand in operands if operand is not None)
     factor = multiplier(a.want.scale, b.want.scale, site.grid.scale)
+    if not 2.0**-16 <= factor < 2.0**8:
+        return None
     params = {**site.finish(bounds), **_zero_points(a, b), "multiplier": float(factor)}
     return Plan("multiply", site.out, "qmul", params, (a, b))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm.ir import Call
 
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.qparams import Array, mean_factor
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.plan import Plan, Source, full_range
 
@@ -30,16 +30,12 @@ def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
         "dilation": ints(attrs.dilation),
     }
     params["padding"] = _ceil_padding(params, padding4(ints(attrs.padding)), shape, site.out.shape)
+    params |= site.finish(bounds)
+    wanted = Source(source.expr, source.have, site.grid)
     if ir.op_name(core) == "relax.nn.max_pool2d":
-        wanted = Source(source.expr, source.have, site.grid)
-        return Plan("max_pool2d", site.out, "qmaxpool2d", {**params, **site.finish(bounds)}, (wanted,))
-    params |= {
-        **site.finish(bounds),
-        "in_zp": int(source.want.zero_point),
-        "count_include_pad": bool(attrs.count_include_pad),
-        "multiplier": float(source.want.scale / site.grid.scale),
-    }
-    return Plan("avg_pool2d", site.out, "qavgpool2d", params, (source,))
+        return Plan("max_pool2d", site.out, "qmaxpool2d", params, (wanted,))
+    params |= {"in_zp": params["out_zp"], "count_include_pad": bool(attrs.count_include_pad)}
+    return Plan("avg_pool2d", site.out, "qavgpool2d", params, (wanted,))
 
 
 def _global_max(site: Site, source: Source, bounds: Bounds, shape: tuple[int, ...]) -> Plan:
@@ -68,13 +64,13 @@ def match_mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
     shape = ir.spec_of(core.args[0]).shape
     axes = range(len(shape)) if core.attrs.axis is None else ints(core.attrs.axis)
     reduced = sorted(axis % len(shape) for axis in axes)
-    count = np.float32(np.prod([shape[axis] for axis in reduced]))
+    count = int(np.prod([shape[axis] for axis in reduced]))
     params = {
         **site.finish(bounds),
         "in_zp": int(source.want.zero_point),
         "axes": reduced,
         "keepdims": bool(core.attrs.keepdims),
-        "multiplier": float(source.want.scale / site.grid.scale / count),
+        "multiplier": mean_factor(source.want.scale, site.grid.scale, count),
     }
     return Plan("mean", site.out, "qmean", params, (source,))
 
@@ -84,7 +80,7 @@ def match_softmax(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -
     source = site.source(core.args[0])
     if source is None or bounds != (None, None):
         return None
-    exponent = np.arange(255, -1, -1, dtype="float32") * -source.want.scale
+    exponent = (np.arange(255, -1, -1, dtype="float32") * -source.want.scale).astype("float64")
     params = {
         **full_range(site.grid),
         "axis": int(core.attrs.axis) % len(site.out.shape),

@@ -8,8 +8,9 @@ from typing import Any
 
 from tvm import relax
 
+from tvm_qplugin.core import lite
 from tvm_qplugin.core.attrs import TensorSpec
-from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, rescale_multiplier
 
 REASONS = "qplugin.reasons"
 """Function attribute of a QDQ module: why a tensor is computed in float, a JSON object by name."""
@@ -48,6 +49,24 @@ class Plan:
     def weight_bytes(self) -> int:
         """Bytes of int8 weights."""
         return sum(array.nbytes for array in self.constants if array.dtype == "int8" and array.ndim > 1)
+
+
+def requantize_plan(source: Source, shape: tuple[int, ...]) -> Plan:
+    """The conversion of a tensor from ``source.have`` to the grid ``source.want``, both in storage dtypes.
+
+    A table where the ratio of the scales is beyond what XNNPACK converts by.
+    """
+    out = TensorSpec(shape, source.want.dtype)
+    multiplier = rescale_multiplier(source.have.scale, source.want.scale)
+    if multiplier is None:
+        table = lite.requantized(source.have, source.want)
+        return Plan("requantize", out, "qlut", {}, (source,), (), (table,))
+    params = {
+        **full_range(source.want),
+        "in_zp": int(source.have.zero_point),
+        "multiplier": multiplier,
+    }
+    return Plan("requantize", out, "requantize", params, (source,))
 
 
 def stored(params: QuantParams, storage: str) -> QuantParams:

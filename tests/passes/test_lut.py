@@ -51,7 +51,7 @@ def test_functions(make, function) -> None:
     wanted = OUT.quantize(function(REAL.astype("float64")))
     found = table(lambda bb, x, _: make(x))
     assert found is not None and np.abs(found.astype(int) - wanted).max() <= 1
-    assert np.mean(found != wanted) < 0.02
+    assert np.mean(found != wanted) < 0.06  # LiteRT keeps 8 bits of a slope
 
 
 def test_a_chain_that_reads_its_input_twice() -> None:

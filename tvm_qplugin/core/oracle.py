@@ -1,5 +1,8 @@
 """The oracle: every kernel of the plugin in numpy. Integer results of all targets equal these.
 
+The arithmetic is that of the kernels that LiteRT runs by default: XNNPACK's, or LiteRT's built-in ones where
+the delegate leaves an operator to them (AVERAGE_POOL_2D, SOFTMAX, nearest resizing, most tables).
+
 A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC,
 weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters: ``in_zp``/``a_zp``/``b_zp``/
 ``out_zp`` zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
@@ -8,14 +11,14 @@ weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters
 |---|---|---|
 | quantize | x float32 | scale; axes (optional transposition applied first) |
 | dequantize | q | scale; axes (optional transposition applied after) |
-| requantize | q | multiplier |
+| requantize | q | multiplier (integer, in 1/256) |
 | qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
-| qavgpool2d | q | pool, strides, padding, count_include_pad, multiplier |
+| qavgpool2d | q | pool, strides, padding, count_include_pad; one grid: in_zp = out_zp |
 | qmaxpool2d | q | pool, strides, padding, dilation |
-| qmean | q | axes, keepdims, multiplier (1/n included) |
+| qmean | q | axes, keepdims, multiplier (1/n included: ``mean_factor``) |
 | qlut | q, table [256] indexed by q - dtype minimum | |
 | qsoftmax | q, table float32 [256] | axis, out_scale |
 | qresize2d | q | size, method, coordinate, rounding |
@@ -32,16 +35,18 @@ from typing import Any
 import numpy as np
 
 from tvm_qplugin.core.attrs import Params
-from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, requantize
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, centre, mean_offset, requantize, rescale
 
 Oracle = Callable[..., Array]
 
 
 def quantize(p: Params, x: Array, dtype: str) -> Array:
-    """``clip(rint(x / scale) + zp)``; ``axes`` transposes first."""
+    """``clip(rint(x * (1 / scale)) + zp)``, all in float32; ``axes`` transposes first."""
     if p.get("axes"):
         x = x.transpose(p["axes"])
-    q = np.rint(x.astype("float32") / np.float32(p["scale"])).astype("float64")
+    inverse = np.float32(1) / np.float32(p["scale"])
+    with np.errstate(over="ignore"):
+        q = np.rint(x.astype("float32") * inverse).astype("float64")
     return np.clip(q + p["out_zp"], p["lo"], p["hi"]).astype(dtype)
 
 
@@ -52,8 +57,9 @@ def dequantize(p: Params, q: Array, dtype: str = "float32") -> Array:
 
 
 def requantize_tensor(p: Params, q: Array, dtype: str) -> Array:
-    """The same real numbers on another grid."""
-    return _finish(p, q.astype("int64") - p["in_zp"], p["multiplier"], dtype)
+    """The same real numbers on another grid: fixed point with 8 fractional bits, half up."""
+    codes = rescale(q.astype("int64") - p["in_zp"], p["multiplier"]) + p["out_zp"]
+    return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
 
 
 def qconv2d(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
@@ -82,12 +88,13 @@ def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
 
 
 def qavgpool2d(p: Params, x: Array, dtype: str) -> Array:
-    """Average pooling: the sum, requantized by ``multiplier / n``; n counts pads only if asked to."""
-    windows = _windows(p, x.astype("int64") - p["in_zp"], 0)
-    counted = np.ones((1, *x.shape[1:3], 1), "int64")
-    n = _windows(p, counted, int(p["count_include_pad"])).sum((3, 4))
-    factor = np.float32(p["multiplier"]) / n.astype("float32")
-    return _finish(p, windows.sum((3, 4)), factor, dtype)
+    """Average pooling of int8 codes, half away from 0; n counts pads (zero points) only if asked to."""
+    zero = centre(str(x.dtype))
+    pads = int(p["count_include_pad"])
+    total = _windows(p, x.astype("int64") - zero, pads * (p["in_zp"] - zero)).sum((3, 4))
+    n = _windows(p, np.ones((1, *x.shape[1:3], 1), "int64"), pads).sum((3, 4))
+    codes = np.sign(total) * ((np.abs(total) + n // 2) // n) + zero
+    return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
 
 
 def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
@@ -97,9 +104,12 @@ def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
 
 
 def qmean(p: Params, x: Array, dtype: str) -> Array:
-    """Mean over ``axes``; ``multiplier`` already contains 1/n."""
-    acc = (x.astype("int64") - p["in_zp"]).sum(tuple(p["axes"]), keepdims=bool(p["keepdims"]))
-    return _finish(p, np.asarray(acc), p["multiplier"], dtype)
+    """Mean over ``axes``: ``rint(sum * multiplier + offset)`` of int8 codes in float32, half to even."""
+    raw, axes = x.astype("int64") - centre(str(x.dtype)), tuple(p["axes"])
+    count = int(np.prod([x.shape[axis] for axis in axes]))
+    scaled = raw.sum(axes, keepdims=bool(p["keepdims"])).astype("float32") * np.float32(p["multiplier"])
+    codes = np.rint(scaled + mean_offset(p, count, str(x.dtype))).astype("float64")
+    return np.clip(codes + centre(dtype), p["lo"], p["hi"]).astype(dtype)
 
 
 def qlut(p: Params, x: Array, table: Array, dtype: str) -> Array:

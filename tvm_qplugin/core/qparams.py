@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,6 +200,51 @@ def add_params(s_a: float, s_b: float, s_out: float) -> tuple[int, int, int]:
     a_mul = int(np.rint(float(ratio_a) * 2.0**shift))
     b_mul = int(np.rint(float(ratio_b) * 2.0**shift))
     return a_mul, b_mul, shift
+
+
+def rescale_multiplier(s_in: Any, s_out: Any) -> int | None:
+    """``s_in / s_out`` in 1/256, as XNNPACK converts between 8-bit grids; None beyond [1/256, 128].
+
+    LiteRT's delegate leaves other ratios to the built-in kernel (``core.lite.requantized``).
+    """
+    ratio = np.float32(s_in) / np.float32(s_out)
+    return int(np.rint(np.float32(256) * ratio)) if 2.0**-8 <= ratio <= 2.0**7 else None
+
+
+def rescale(distance: Array, multiplier: int) -> Array:
+    """``distance * multiplier / 256``, half up, in int64."""
+    return np.asarray((distance.astype("int64") * multiplier + 128) >> 8)
+
+
+def mean_factor(s_in: Any, s_out: Any, count: int) -> float:
+    """The multiplier of a mean of ``count`` elements, in XNNPACK's order of float32 operations."""
+    return float(np.float32(s_in) / np.float32(s_out) * (np.float32(1) / np.float32(count)))
+
+
+AVERAGE_TAPS = 4096
+"""Windows up to this size average exactly with ``average_factor`` in float32."""
+
+
+def average_factor(count: int) -> float:
+    """A float32 a little above ``1 / count``: ``rint(sum * factor)`` is the average, half away from 0.
+
+    The excess of 2 ** -21 moves ties of a sum of up to 4096 codes, and nothing else.
+    """
+    return float(np.float32((1 + 2.0**-21) / count))
+
+
+def centre(dtype: str) -> int:
+    """The stored code of 0 in int8: uint8 stores int8 plus 128."""
+    return 128 if dtype == "uint8" else 0
+
+
+def mean_offset(p: Mapping[str, Any], count: int, dtype: str) -> Array:
+    """What a mean's scaled sum is added to: ``out_zp - count * in_zp * multiplier``, zero points as int8.
+
+    ``p`` are the parameters of ``qmean``, ``dtype`` is that of its input and output.
+    """
+    z_in, z_out = int(p["in_zp"]) - centre(dtype), int(p["out_zp"]) - centre(dtype)
+    return np.asarray(np.float32(z_out) - np.float32(count * z_in) * np.float32(p["multiplier"]))
 
 
 def clamp_bounds(params: QuantParams, low: float | None, high: float | None) -> tuple[int, int]:

@@ -32,9 +32,15 @@ def clamp(value: Expr, lo: Expr, hi: Expr) -> Expr:
 def round_clamped(scaled: Expr, p: Params, dtype: str) -> Expr:
     """``clip(rint(scaled) + out_zp, lo, hi)``; the clamp comes first so that no cast overflows."""
     zero_point = int(p["out_zp"])
-    bounded = clamp(scaled, f32(p["lo"] - zero_point), f32(p["hi"] - zero_point))
+    bounds = [tirx.const(p[k] - zero_point, str(scaled.ty.dtype)) for k in ("lo", "hi")]
+    bounded = clamp(scaled, bounds[0], bounds[1])
     rounded = tirx.nearbyint(bounded).astype("int32")
     return (rounded + tirx.const(zero_point, "int32")).astype(dtype)
+
+
+def separate(product: Expr) -> Expr:
+    """A float32 product that the compiler must not contract with an addition; bounded by 2 ** 24."""
+    return tirx.min(product, f32(2.0**24))
 
 
 def finish(acc: Expr, factor: Expr, p: Params, dtype: str) -> Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
@@ -12,12 +13,12 @@ from tvm_qplugin.kernels.arith import Expr, broadcast, clamp, f32, finish, round
 
 
 def quantize(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """``clip(rint(x / scale) + zp)``; ``axes`` transposes first."""
+    """``clip(rint(x * (1 / scale)) + zp)``; ``axes`` transposes first."""
     (x,) = inputs
-    scale = f32(p["scale"])
+    inverse = f32(float(np.float32(1) / np.float32(p["scale"])))
 
     def element(*i: Expr) -> Expr:
-        return round_clamped(x(*transposed(i, p.get("axes"))) / scale, p, out.dtype)
+        return round_clamped(x(*transposed(i, p.get("axes"))) * inverse, p, out.dtype)
 
     return te.compute(out.shape, element, name="quantize")
 
@@ -34,11 +35,14 @@ def dequantize(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
 
 
 def requantize(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """The same real numbers on another grid."""
+    """The same real numbers on another grid: a multiplier with 8 fractional bits, half up."""
     (q,) = inputs
+    multiplier, half, bits = (tirx.const(value, "int32") for value in (p["multiplier"], 128, 8))
+    lo, hi = (tirx.const(p[k] - p["out_zp"], "int32") for k in ("lo", "hi"))
 
     def element(*i: Expr) -> Expr:
-        return finish(wide(q(*i), p["in_zp"]), f32(p["multiplier"]), p, out.dtype)
+        scaled = (wide(q(*i), p["in_zp"]) * multiplier + half) >> bits
+        return (clamp(scaled, lo, hi) + tirx.const(p["out_zp"], "int32")).astype(out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.core.qparams import INTEGER_RANGE
-from tvm_qplugin.kernels.arith import Expr, clamp, f32, finish, wide
+from tvm_qplugin.core.qparams import AVERAGE_TAPS, INTEGER_RANGE, average_factor, centre, mean_offset
+from tvm_qplugin.kernels.arith import Expr, clamp, f32, round_clamped, separate, wide
 from tvm_qplugin.kernels.movement import padded
 
 
 def qavgpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """The window's sum, requantized by ``multiplier / n``; padding counts only if asked to.
+    """The mean of int8 codes, half away from 0; padding (zero points) counts only if asked to.
 
-    Raw codes are summed, in int16 where they fit; padding holds the zero point, which adds nothing.
+    Stored codes are summed, in int16 where they fit.
     """
     (x,) = inputs
-    source = padded(x, p["padding"], p["in_zp"])
+    zero, taps = centre(str(x.dtype)), p["pool"][0] * p["pool"][1]
+    source = padded(x, p["padding"], p["in_zp"] if p["count_include_pad"] else zero)
     rows, cols = _axes(p)
-    taps = p["pool"][0] * p["pool"][1]
     narrow = "int16" if taps * 256 < 2**15 else "int32"
     total = te.compute(
         out.shape,
@@ -30,10 +30,12 @@ def qavgpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
         ),
         name="pool",
     )
-    factor = _average_factor(p, x)
+    factor = _Factor(p, x)
+    centred = {**p, "out_zp": zero}
 
     def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
-        return finish(wide(total[n, h, w, c], taps * p["in_zp"]), factor(h, w), p, out.dtype)
+        acc = wide(total[n, h, w, c], taps * zero)
+        return round_clamped(acc.astype(factor.dtype) * factor(h, w), centred, out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
 
@@ -61,15 +63,23 @@ def qmean(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     rank = len(x.shape)
     reduced = sorted(axis % rank for axis in p["axes"])
     axes = {a: te.reduce_axis((0, int(x.shape[a])), f"r{a}") for a in reduced}
+    count = int(np.prod([int(x.shape[a]) for a in reduced]))
+    dtype, zero = str(x.dtype), centre(str(x.dtype))
 
     def total(*i: Expr) -> Expr:
         kept = iter(i if not p["keepdims"] else [v for a, v in enumerate(i) if a not in axes])
         index = [axes[a] if a in axes else next(kept) for a in range(rank)]
-        return te.sum(wide(x(*index), p["in_zp"]), axis=list(axes.values()))
+        return te.sum(wide(x(*index)), axis=list(axes.values()))
 
     acc = te.compute(out.shape, total, name="sum")
-    factor = f32(p["multiplier"])
-    return te.compute(out.shape, lambda *i: finish(acc(*i), factor, p, out.dtype), name="requantize")
+    offset = float(mean_offset(p, count, dtype))
+    factor, centred = f32(p["multiplier"]), {**p, "out_zp": centre(out.dtype)}
+
+    def element(*i: Expr) -> Expr:
+        raw = wide(acc(*i), count * zero).astype("float32")
+        return round_clamped(separate(raw * factor) + f32(offset), centred, out.dtype)
+
+    return te.compute(out.shape, element, name="requantize")
 
 
 def _axes(p: Params) -> tuple[tirx.IterVar, tirx.IterVar]:
@@ -80,20 +90,33 @@ def _at(p: Params, axis: int, position: Expr, tap: Expr) -> Expr:
     return position * p["strides"][axis] + tap * p.get("dilation", (1, 1))[axis]
 
 
-def _average_factor(p: Params, x: te.Tensor) -> Callable[[Expr, Expr], Expr]:
-    """A function ``(h, w) -> multiplier / n``, constant where every window is full."""
-    kh, kw = p["pool"]
-    if p["count_include_pad"] or not any(p["padding"]):
-        constant = f32(float(np.float32(p["multiplier"]) / np.float32(kh * kw)))
-        return lambda h, w: constant
-    extents = int(x.shape[1]), int(x.shape[2])
+class _Factor:
+    """``1 / n`` of a window, a little too large: that turns ties away from 0 and moves nothing else.
 
-    def count(axis: int, position: Expr) -> Expr:
+    A sum of n codes is at least 1 / 2n away from a tie if it is none, and a quotient is less than 256:
+    2 ** -21 more serves for up to 4096 elements, 2 ** -40 in float64 for every other window.
+    """
+
+    def __init__(self, p: Params, x: te.Tensor) -> None:
+        self.pool, self.strides, self.padding = p["pool"], p["strides"], p["padding"]
+        self.extents = int(x.shape[1]), int(x.shape[2])
+        self.full = bool(p["count_include_pad"]) or not any(p["padding"])
+        taps = self.pool[0] * self.pool[1]
+        self.dtype = "float32" if taps <= AVERAGE_TAPS else "float64"
+
+    def __call__(self, h: Expr, w: Expr) -> Expr:
+        """The factor of the window at ``(h, w)``."""
+        above = average_factor(1) if self.dtype == "float32" else 1.0 + 2.0**-40
+        if self.full:
+            n = self.pool[0] * self.pool[1]
+            return tirx.const(average_factor(n) if self.dtype == "float32" else above / n, self.dtype)
+        return tirx.const(above, self.dtype) / (self._count(0, h) * self._count(1, w)).astype(self.dtype)
+
+    def _count(self, axis: int, position: Expr) -> Expr:
+        """How many rows (columns) of a window lie inside the image."""
         inside = [
-            tirx.all(at >= 0, at < extents[axis]).astype("int32")
-            for tap in range(p["pool"][axis])
-            for at in [_at(p, axis, position, tap) - p["padding"][axis]]
+            tirx.all(at >= 0, at < self.extents[axis]).astype("int32")
+            for tap in range(self.pool[axis])
+            for at in [position * self.strides[axis] + tap - self.padding[axis]]
         ]
         return sum(inside[1:], inside[0])
-
-    return lambda h, w: f32(p["multiplier"]) / (count(0, h) * count(1, w)).astype("float32")

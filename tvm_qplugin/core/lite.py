@@ -1,0 +1,134 @@
+"""LiteRT's integer arithmetic of operators on one 8-bit tensor: rescaling, and tables of 256 results.
+
+A table holds the output codes by input code minus the dtype's minimum. Within the scales that LiteRT's
+delegate accepts the arithmetic is XNNPACK's, beyond that of the built-in kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, rescale, rescale_multiplier
+
+LARGEST_SLOPE = 2.0**7
+
+
+def requantized(source: QuantParams, target: QuantParams) -> Array:
+    """QUANTIZE between 8-bit grids."""
+    multiplier = rescale_multiplier(source.scale, target.scale)
+    if multiplier is not None:
+        return _codes(rescale(_distances(source), multiplier), target)
+    return _codes(_rescale31(_distances(source), _ratio(source, target)), target)
+
+
+def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
+    """LEAKY_RELU: one multiplier a sign."""
+    distance = _distances(source)
+    slope = np.float32(source.scale) / np.float32(target.scale) * np.float32(alpha)
+    positive = rescale_multiplier(source.scale, target.scale)
+    negative = rescale_multiplier(abs(slope), 1.0)
+    if positive is None or negative is None or slope <= -LARGEST_SLOPE:
+        ratio = _ratio(source, target)
+        upper = _rescale31(distance, ratio, away=True)
+        lower = _rescale31(distance, ratio * float(np.float32(alpha)), away=True)
+    else:
+        upper = rescale(distance, positive)
+        lower = rescale(distance, negative if slope > 0 else -negative)
+    return _codes(np.where(distance < 0, lower, upper), target)
+
+
+def clipped(low: float | None, high: float | None, source: QuantParams, target: QuantParams) -> Array:
+    """RELU and RELU6 between grids: rescaled with 31 bits, then clamped to the bounds' codes."""
+    codes = _codes(_rescale31(_distances(source), _ratio(source, target)), target)
+    bounds = [None if b is None else target.quantize(np.asarray(b, "float32")) for b in (low, high)]
+    return codes if bounds == [None, None] else np.clip(codes, bounds[0], bounds[1])
+
+
+def hard_swish(source: QuantParams, target: QuantParams) -> Array | None:
+    """HARD_SWISH in 16-bit fixed point; None where LiteRT refuses the scales (output below input / 128)."""
+    fine = float(np.float32(1 / 128) * np.float32(source.scale))
+    scale, scale_exponent = _multiplier16(float(np.float32(fine) / np.float32(target.scale)))
+    relu, relu_exponent = _multiplier16(float(np.float32(fine) / np.float32(3 / 32768)))
+    if scale_exponent > 0:
+        return None
+    value = _distances(source) << 7
+    gate = _saturate(value << (relu_exponent - 1)) if relu_exponent > 0 else value
+    gate = _high_product(gate, relu)
+    gate = _saturate(gate << 1) if relu_exponent > 0 else _divide_by_power(gate, -relu_exponent)
+    gate = (gate + (1 << 15)) >> 1
+    product = gate * _high_product(value, scale)
+    high = np.sign(product) * (np.abs(product) >> 15)
+    return _codes(_divide_by_power(high, -scale_exponent), target)
+
+
+def _ratio(source: QuantParams, target: QuantParams) -> float:
+    return float(source.scale) / float(target.scale)
+
+
+def _multiplier31(real: float) -> tuple[int, int]:
+    """``real`` as ``fixed * 2 ** (exponent - 31)``; 0 where it is too small."""
+    mantissa, exponent = math.frexp(real)
+    fixed = int(math.copysign(math.floor(abs(mantissa) * (1 << 31) + 0.5), mantissa))
+    if abs(fixed) == 1 << 31:
+        fixed, exponent = fixed // 2, exponent + 1
+    return (fixed, exponent) if exponent >= -31 else (0, 0)
+
+
+def _rescale31(distance: Array, real: float, away: bool = False) -> Array:
+    """``distance * real`` by a multiplier of 31 bits, rounded after the product and after the shift."""
+    fixed, exponent = _multiplier31(real)
+    product = ((distance << max(exponent, 0)) * fixed + (1 << 30)) >> 31
+    shift = max(-exponent, 0)
+    return _divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
+
+
+def _multiplier16(real: float) -> tuple[int, int]:
+    fixed, exponent = _multiplier31(real)
+    return min((fixed + (1 << 15)) >> 16, 2**15 - 1), exponent
+
+
+def _high_product(a: Array, b: int) -> Array:
+    """The upper half of the doubled 16-bit product, half away from zero."""
+    product = a * b
+    nudged = product + np.where(product >= 0, 1 << 14, 1 - (1 << 14))
+    return np.asarray(np.sign(nudged) * (np.abs(nudged) >> 15))
+
+
+def _divide_by_power(value: Array, exponent: int) -> Array:
+    """``value / 2 ** exponent``, half away from zero."""
+    half = (1 << exponent) >> 1
+    return np.asarray(np.sign(value) * ((np.abs(value) + half) >> exponent))
+
+
+def _saturate(value: Array) -> Array:
+    return np.clip(value, -(2**15), 2**15 - 1)
+
+
+def float_table(function: Callable[[Array], Array], source: QuantParams, target: QuantParams) -> Array:
+    """Any other function, as LiteRT fills its tables: rounded to float32 after every step, half away.
+
+    ``function`` takes and gives float64, so that its results are correctly rounded. Undefined results
+    (log of a negative number) become the nearest end of the range.
+    """
+    inputs = _distances(source).astype("float32") * np.float32(source.scale)
+    with np.errstate(all="ignore"):
+        results = np.asarray(function(inputs.astype("float64")), "float32")
+        scaled = results * (np.float32(1) / np.float32(target.scale))
+    lo, hi = INTEGER_RANGE[target.dtype]
+    scaled = np.nan_to_num(scaled, nan=lo - hi, posinf=hi - lo, neginf=lo - hi).astype("float64")
+    scaled = np.clip(scaled, lo - hi, hi - lo)
+    return _codes(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), target)
+
+
+def _distances(source: QuantParams) -> Array:
+    """Every input code minus the zero point, in int64."""
+    lo, hi = INTEGER_RANGE[source.dtype]
+    return np.arange(lo, hi + 1, dtype="int64") - int(source.zero_point)
+
+
+def _codes(distance: Array, target: QuantParams) -> Array:
+    lo, hi = INTEGER_RANGE[target.dtype]
+    return np.clip(distance + int(target.zero_point), lo, hi).astype(target.dtype)
