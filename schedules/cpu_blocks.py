@@ -13,8 +13,8 @@ from tvm.target.codegen import llvm_get_system_triple, target_has_features
 
 SPATIAL, REDUCTION = 0, 2
 COMPARISONS = ("LE", "LT")
-BRANCHES = frozenset({"tirx.if_then_else", "if_then_else"})
-CHEAP = frozenset({"tirx.shift_right", "tirx.shift_left", "tirx.bitwise_and", "tirx.likely"})
+BRANCHES = frozenset({"prim.if_then_else"})
+CHEAP = frozenset({"prim.likely"})
 
 
 @dataclass(frozen=True)

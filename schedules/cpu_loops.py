@@ -13,6 +13,8 @@ from tvm_qplugin.schedules.cpu_blocks import REDUCTION, SPATIAL, Block
 PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
 BORDER_WORK = 1 << 12
 UNROLL = 8
+MOST_PIECES = 4
+SHORTEST_PIECE = 8
 
 
 def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
@@ -20,12 +22,33 @@ def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
     if any(axis < len(block.extents) - 1 for axis in block.cuts) and block.work >= BORDER_WORK:
         _schedule_bordered(sch, block, threads)
         return
+    pieces = _pieces(block)
+    if pieces:
+        loops = sch.get_loops(block.rv)
+        sch.loop_partition(loops[-1], [*pieces[:-1], None])
+        outer = _outer_count(block, len(loops), threads)
+        if outer:
+            _parallel(sch, loops[:outer])
+        return
     block = _near_what_it_reads(sch, block)
     loops = sch.get_loops(block.rv)
     outer = _outer_count(block, len(loops), threads)
     _shape_inner(sch, block, max(outer, _contiguous_from(block)))
     if outer:
         _parallel(sch, loops[:outer])
+
+
+def _pieces(block: Block) -> list[int]:
+    """Lengths of the pieces that a last axis falls into, as a concatenation does; none if some are short.
+
+    One loop with a choice inside would be computed both ways, and unrolled to kilobytes of code.
+    """
+    last = len(block.extents) - 1
+    if set(block.cuts) != {last} or block.heavy:
+        return []
+    stops = [0, *(at for at in block.cuts[last] if 0 < at < block.extents[last]), block.extents[last]]
+    sizes = [stop - start for start, stop in pairwise(stops)]
+    return sizes if 1 < len(sizes) <= MOST_PIECES and min(sizes) >= SHORTEST_PIECE else []
 
 
 def _schedule_bordered(sch: s_tir.Schedule, block: Block, threads: int) -> None:

@@ -63,6 +63,7 @@ ISLANDS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
     "silu": ([(1, 56, 56, 24)], lambda x: R.multiply(x, R.sigmoid(x))),
     "gate": ([(1, 1, 1, 24), (1, 20, 20, 24)], lambda g, x: R.multiply(R.sigmoid(g), x)),
     "concat": ([(1, 9, 9, 24), (1, 9, 9, 5)], lambda x, y: R.concat([x, y], 3)),
+    "concat of three": ([(1, 56, 56, c) for c in (24, 8, 40)], lambda *x: R.concat(x, 3)),
     "transpose": ([(1, 20, 20, 33)], lambda x: R.permute_dims(x, [0, 3, 1, 2])),
     "conv nhwc": (
         [(1, 14, 14, 16), (24, 3, 3, 16)],
@@ -104,6 +105,12 @@ def test_the_inside_of_a_halo_has_loops_of_its_own() -> None:
     params = {"scale": 0.1, "out_zp": 7, "lo": 0, "hi": 255, "axes": [0, 2, 3, 1], "out_halo": [1, 1, 1, 1]}
     func = build_kernel("quantize", params, [spec], TensorSpec((1, 66, 66, 3), "uint8"))
     assert "range(1, 65)" in str(schedule_cpu(func, HOST))
+
+
+@pytest.mark.parametrize(("channels", "cut"), [((96, 64), True), ((5, 3), False)])
+def test_long_pieces_of_a_concatenation_have_loops_of_their_own(channels: tuple[int, int], cut: bool) -> None:
+    mod = island([(1, 30, 30, c) for c in channels], lambda x, y: R.concat([x, y], 3))
+    assert ("partition" in scheduled(mod, HOST).script()) == cut
 
 
 def test_a_scheduled_function_is_returned_as_it_is() -> None:
