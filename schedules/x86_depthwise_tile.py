@@ -286,6 +286,8 @@ def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Exp
         value = T.Cast(f"float32x{isa.lanes}", load(acc[g], 0, isa.lanes)) * scale
         if constants.has("limit"):
             value = T.min(value, constants.repeated("limit", "float32", isa.lanes))
+        if constants.has("offset"):
+            value = value + constants.repeated("offset", "float32", isa.lanes)
         rounded.append(round_to_int32(value, isa))
     store(buffers.y, out, _pack(constants, rounded, str(buffers.y.dtype), isa), isa.bytes)
 

@@ -11,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import tvm
 
-from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.attrs import Implementation, KernelCall, Params, TensorSpec
+from tvm_qplugin.core.qparams import AVERAGE_TAPS, Array, average_factor, centre, mean_offset
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_depthwise import MAX_TAPS, borders, complete, cores_of, cut_modes, tile_sizes
 from tvm_qplugin.schedules.x86_depthwise_emit import implement
@@ -67,22 +68,28 @@ def _bytes_isa(target: tvm.target.Target) -> Isa | None:
 
 def _average(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -> Implementation | None:
     """A depthwise convolution with weights 1; all channels share their constants."""
-    p = call.params
-    ones = np.ones((1, *w.kernel), "int8")
-    factor = np.float32(p["multiplier"])
-    if call.name == "qavgpool2d":
-        factor = factor / np.float32(np.prod(w.kernel))
-    folded = fold_zero_point(ones, np.zeros(1, "int32"), int(p["in_zp"]))
-    if folded is None:
+    p, zero = call.params, centre(call.args[0].dtype)
+    ones, count = np.ones((1, *w.kernel), "int8"), int(np.prod(w.kernel))
+    folded = fold_zero_point(ones, np.zeros(1, "int32"), zero)
+    if folded is None or count > AVERAGE_TAPS:
         return None
+    factor = np.float32(p["multiplier"] if call.name == "qmean" else average_factor(count))
     mode = cut_modes(w, isa)[0]
     config = complete(w, isa, cores_of(target), mode, *tile_sizes(w, isa)[0])
     plan, cut = weight_plan(w, isa, config.rows), uniform_blocks(w, mode, 4 * isa.lanes)
-    finish = requantization(p, call.out.dtype, ones, folded, np.asarray([factor]))
+    finish = requantization({**p, "out_zp": zero}, call.out.dtype, ones, folded, np.asarray([factor]))
     kernel = Kernel(isa, w, config, cut, source(w, config), plan, call.args[0].dtype, cores_of(target))
     sections = {"bias": folded, "scale": np.asarray([factor])} | words(finish)
-    sections |= borders(call, kernel, finish.zero_point)
+    if call.name == "qmean":
+        sections |= _offset(p, count, call.args[0].dtype)
+    sections |= borders(call, kernel, int(p["out_zp"]))
     return implement(call, kernel, Constants.join(**sections))
+
+
+def _offset(p: Params, count: int, dtype: str) -> dict[str, Array]:
+    """What is added before rounding; the limit keeps the compiler from contracting product and sum."""
+    offset = np.full(1, mean_offset(p, count, dtype), "float32")
+    return {"limit": np.full(1, 2.0**24, "float32"), "offset": offset}
 
 
 def _maximum(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -> Implementation:

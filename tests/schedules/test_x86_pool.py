@@ -48,7 +48,7 @@ def make_call(
     """(call, physical input, expected physical output)."""
     lo, hi = INTEGER_RANGE[dtype]
     x = np.random.default_rng(seed).integers(lo, hi + 1, shape).astype(dtype)
-    p: dict[str, Any] = {"in_zp": 9, "out_zp": 9, "lo": lo, "hi": hi, "multiplier": 0.9, **params}
+    p: dict[str, Any] = {"in_zp": 9, "out_zp": 9, "lo": lo, "hi": hi, **params}
     if name == "qmean":
         p = {"axes": [1, 2], "keepdims": True, **p, "multiplier": 0.9 / (shape[1] * shape[2])}
     else:
