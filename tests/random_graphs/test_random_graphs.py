@@ -143,7 +143,7 @@ def assert_close_to_float(graph_of: GraphOf, seed: int) -> None:
         grid = defined.get(var)
         step = float(ir.qparams_of(grid).scale) if ir.op_name(grid) == "relax.dequantize" else None
         error = np.abs(real - wanted) / (step or np.abs(wanted).max() / 100 + 1e-6)
-        assert error.mean() < 0.75 and np.mean(error > 2.5) < 0.05, f"seed {seed}, {var.name}: {error.max()}"
+        assert error.mean() < 1.0 and np.mean(error > 2.5) < 0.05, f"seed {seed}, {var.name}: {error.max()}"
 
 
 def stock_tvm(module: IRModule, arrays: Sequence[Array]) -> list[Array]:
