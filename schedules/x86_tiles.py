@@ -13,7 +13,7 @@ LATENCY = 10.0  # two multiply units, five cycles each; short reductions overlap
 MOST_PIXELS = 16
 TILE_OVERHEAD = 4.0
 EPILOGUE = 4.0
-KIND_PENALTY = 0.005  # every kind of tile is emitted once more: a little slower is better than much larger
+KIND_PENALTY = 0.015  # every kind of tile is emitted once more: a little slower is better than much larger
 
 
 @dataclass(frozen=True)
