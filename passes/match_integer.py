@@ -53,9 +53,9 @@ class Site:
             return None
         return Source(value.args[0], params, stored(params, self.storage))
 
-    def finish(self, bounds: Bounds) -> dict[str, int]:
-        """Zero point and clamp of the output with its activation."""
-        lo, hi = clamp_bounds(self.grid, *bounds)
+    def finish(self, bounds: Bounds, builtin: bool = False) -> dict[str, int]:
+        """Zero point and clamp of the output with its activation; ``builtin`` as in ``clamp_bounds``."""
+        lo, hi = clamp_bounds(self.grid, *bounds, builtin)
         return {"out_zp": int(self.grid.zero_point), "lo": lo, "hi": hi}
 
 
@@ -265,7 +265,7 @@ def _zero_points(a: Source, b: Source) -> dict[str, int]:
 def _clamp(site: Site, source: Source, bounds: Bounds) -> Plan | None:
     if not source.want.same(site.grid):
         return None
-    lo, hi = clamp_bounds(site.grid, *bounds)
+    lo, hi = clamp_bounds(site.grid, *bounds, builtin=True)
     return Plan("clamp", site.out, "qclamp", {"lo": lo, "hi": hi}, (source,))
 
 

@@ -30,9 +30,10 @@ def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
         "dilation": ints(attrs.dilation),
     }
     params["padding"] = _ceil_padding(params, padding4(ints(attrs.padding)), shape, site.out.shape)
-    params |= site.finish(bounds)
+    maximum = ir.op_name(core) == "relax.nn.max_pool2d"
+    params |= site.finish(bounds, builtin=not maximum)
     wanted = Source(source.expr, source.have, site.grid)
-    if ir.op_name(core) == "relax.nn.max_pool2d":
+    if maximum:
         return Plan("max_pool2d", site.out, "qmaxpool2d", params, (wanted,))
     params |= {"in_zp": params["out_zp"], "count_include_pad": bool(attrs.count_include_pad)}
     return Plan("avg_pool2d", site.out, "qavgpool2d", params, (wanted,))
@@ -66,7 +67,7 @@ def match_mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
     reduced = sorted(axis % len(shape) for axis in axes)
     count = int(np.prod([shape[axis] for axis in reduced]))
     params = {
-        **site.finish(bounds),
+        **site.finish(bounds, builtin=True),
         "in_zp": int(source.want.zero_point),
         "axes": reduced,
         "keepdims": bool(core.attrs.keepdims),

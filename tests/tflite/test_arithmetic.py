@@ -14,6 +14,7 @@ from tvm_qplugin.core.qparams import (
     Array,
     QuantParams,
     add_params,
+    clamp_bounds,
     mean_factor,
     multiplier,
     rescale_multiplier,
@@ -73,6 +74,25 @@ class Layer:
         weight = lite.Tensor(self.weight.shape, "int8", self.scale, 0, self.weight, self.axis)
         bias = lite.Tensor(self.bias.shape, "int32", a.scale * self.scale, 0, self.bias)
         return [tensor(lite, shape, a), weight, bias]
+
+
+@pytest.mark.parametrize("code", ["ADD", "MAX_POOL_2D", "AVERAGE_POOL_2D", "RELU6"])
+def test_bounds_of_activations(litert: Any, code: str) -> None:
+    x = np.full((1, 1, 1, 1), 127, "int8")
+    fields, options = {"fusedActivationFunction": litert.RELU6}, {"ADD": "AddOptions", "RELU6": ""}.get(code)
+    if options is None:
+        options = "Pool2DOptions"
+        fields |= {"filterHeight": 1, "filterWidth": 1, "strideH": 1, "strideW": 1}
+    builtin = code in ("AVERAGE_POOL_2D", "RELU6")
+    for tie in range(250):
+        grid = (
+            QuantParams.of(6 / (tie / 2 + 0.25 * (tie % 3)), -128 + tie % 30) if tie else QuantParams.of(1.0)
+        )
+        inputs = [tensor(litert, x.shape, grid)] * (2 if code == "ADD" else 1)
+        given = [x] * len(inputs)
+        file = litert.operator(code, inputs, inputs[:1], options, **(fields if options else {}))
+        _, high = clamp_bounds(grid, 0.0, 6.0, builtin)
+        assert litert.run(file, *given).outputs[0].item() == high
 
 
 @pytest.mark.parametrize("code", ["ADD", "SUB"])

@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, rescale, rescale_multiplier
+from tvm_qplugin.core.qparams import (
+    INTEGER_RANGE,
+    Array,
+    QuantParams,
+    clamp_bounds,
+    rescale,
+    rescale_multiplier,
+)
 
 LARGEST_SLOPE = 2.0**7
 
@@ -43,8 +50,8 @@ def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
 def clipped(low: float | None, high: float | None, source: QuantParams, target: QuantParams) -> Array:
     """RELU and RELU6 between grids: rescaled with 31 bits, then clamped to the bounds' codes."""
     codes = _codes(_rescale31(_distances(source), _ratio(source, target)), target)
-    bounds = [None if b is None else target.quantize(np.asarray(b, "float32")) for b in (low, high)]
-    return codes if bounds == [None, None] else np.clip(codes, bounds[0], bounds[1])
+    lo, hi = clamp_bounds(target, low, high, builtin=True)
+    return np.clip(codes, lo, hi).astype(target.dtype)
 
 
 def hard_swish(source: QuantParams, target: QuantParams) -> Array | None:

@@ -247,14 +247,24 @@ def mean_offset(p: Mapping[str, Any], count: int, dtype: str) -> Array:
     return np.asarray(np.float32(z_out) - np.float32(count * z_in) * np.float32(p["multiplier"]))
 
 
-def clamp_bounds(params: QuantParams, low: float | None, high: float | None) -> tuple[int, int]:
-    """Integer bounds of a fused activation that clips to ``[low, high]`` (None: not bounded)."""
+def clamp_bounds(
+    params: QuantParams, low: float | None, high: float | None, builtin: bool = False
+) -> tuple[int, int]:
+    """Integer bounds of an activation that clips to ``[low, high]`` (None: not bounded).
+
+    XNNPACK rounds ``bound / scale + zero_point`` half to even; LiteRT's ``builtin`` kernels (average
+    pools, stand-alone activations) round ``bound / scale`` half away from 0.
+    """
     lo, hi = INTEGER_RANGE[params.dtype]
-    if low is not None:
-        lo = int(params.quantize(np.asarray(low)))
-    if high is not None:
-        hi = int(params.quantize(np.asarray(high)))
-    return lo, hi
+    zero = centre(params.dtype)
+    offset = np.float32(int(params.zero_point) - zero)
+
+    def code(bound: float) -> int:
+        steps = np.float32(bound) / np.float32(params.scale)
+        away = np.float64(np.copysign(np.floor(abs(np.float64(steps)) + 0.5), steps)) + offset
+        return int(np.clip(zero + (away if builtin else np.rint(steps + offset)), lo, hi))
+
+    return lo if low is None else code(low), hi if high is None else code(high)
 
 
 def channel_scale(params: QuantParams, channels: int) -> Array:
