@@ -24,7 +24,8 @@ from tvm_qplugin.passes import ir
 KernelRule = Callable[[KernelCall, tvm.target.Target], Implementation | None]
 
 GEOMETRY = frozenset(
-    "strides padding dilation groups pool axes keepdims axis size method coordinate rounding pad_width".split()
+    "strides padding dilation groups pool axes keepdims axis size method coordinate rounding "
+    "pad_width".split()
 )
 OPAQUE = 8  # relax's OpPatternKind: FuseOps leaves such a function alone
 
