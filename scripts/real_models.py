@@ -128,7 +128,7 @@ class RealModel:
 _IMAGENET = Samples("imagenet_val_dev", "tf,crop=224", "labels.csv")
 _IMAGENET_CALIBRATION = Samples("imagenet_calib", "tf,crop=224")
 _CIFAR = Samples("cifar10_dev.npz", "imagenet", "y")
-_CIFAR_CALIBRATION = Samples("cifar10_train4000.npz", "imagenet")
+_CIFAR_CALIBRATION = Samples("cifar10_train4000.npz", "imagenet", limit=200)
 
 _TABLE = (
     RealModel(
@@ -161,7 +161,7 @@ _TABLE = (
     RealModel(
         "tiny_resnet8_cifar10",
         "top1",
-        Samples("cifar10_train4000.npz", "raw"),
+        Samples("cifar10_train4000.npz", "raw", limit=200),
         Samples("cifar10_dev.npz", "raw", "y"),
         Reference(88.2, 0.2, 88.2, "LiteRT int8: 88.2"),
         tflite="tiny_resnet8_cifar10_int8.tflite",
