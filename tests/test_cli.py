@@ -18,7 +18,7 @@ QUANTIZE = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "20")
 
 
 def call(*args: object):
-    return CliRunner().invoke(cli.app, [str(arg) for arg in args])
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args], env={"COLUMNS": "200"})
 
 
 def ok(*args: object):

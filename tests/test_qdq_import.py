@@ -116,7 +116,11 @@ def quantized_by_ort(folder: Path, model: onnx.ModelProto, **options: Any) -> Pa
 
 
 def compare(path: Path, lsb: float = 1.0, islands: Sequence[str] = ()) -> None:
-    """Integer kernels throughout, the oracle's integers, and onnxruntime's within ``lsb`` steps."""
+    """Integer kernels throughout, the oracle's integers, and onnxruntime's within ``lsb`` steps.
+
+    More than one step where several operators follow a pool or mean: LiteRT rounds their ties
+    otherwise than onnxruntime.
+    """
     module = quantize(path)
     artifact = build(module)
     assert [op.op for op in artifact.manifest.operators if not op.integer] == list(islands)
@@ -143,11 +147,11 @@ def test_onnxruntime(tmp_path: Path, make: Any, activation: str) -> None:
     path = quantized_by_ort(
         tmp_path, make(), activation_type=activation, weight_type="QInt8", per_channel=True
     )
-    compare(path)
+    compare(path, lsb=2.0 if make is classifier else 1.0)
 
 
 def test_onnxruntime_per_tensor(tmp_path: Path) -> None:
-    compare(quantized_by_ort(tmp_path, classifier(), activation_type="QInt8", weight_type="QInt8"))
+    compare(quantized_by_ort(tmp_path, classifier(), activation_type="QInt8", weight_type="QInt8"), lsb=2.0)
 
 
 def test_onnxruntime_unsigned_weights_with_zero_point_128(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from tvm_qplugin import cli_build, cli_demo, cli_evaluate, cli_quantize, cli_run
 from tvm_qplugin.console import say
@@ -114,7 +115,7 @@ def _show(report: Report, as_json: bool) -> None:
         return
     console = Console(highlight=False, width=_width())
     for part in report.parts:
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, str | Text))  # a command is copied in one piece
 
 
 def _width() -> int | None:
