@@ -14,12 +14,14 @@ from tvm_qplugin import onnx_file, onnx_import
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.onnx_file import last_line
 from tvm_qplugin.passes.canonicalize import IO, canonicalize, check_canonical
+from tvm_qplugin.tflite.file import IDENTIFIER
+from tvm_qplugin.tflite.reader import read_tflite
 
 __all__ = ["canonicalize", "check_canonical", "load"]
 
 
 def load(
-    source: str | os.PathLike[str] | onnx.ModelProto | IRModule,
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto | IRModule,
     *,
     batch: int | None = None,
     input_layout: str = "NCHW",
@@ -27,19 +29,42 @@ def load(
 ) -> IRModule:
     """Import a model and bring it into canonical form (see ``check_canonical``).
 
-    ``source`` is an ONNX file, a loaded ONNX model, or a Relax module with a function ``main``.
+    ``source`` is an ONNX file, a loaded ONNX model, a ``.tflite`` file (path or bytes; float or full
+    integer), or a Relax module with a function ``main``.
     ``batch`` replaces an unknown first dimension (1 if not given), ``shapes`` (input name -> shape)
-    all others. With ``input_layout="NHWC"`` the function takes 4-D inputs as NHWC. Raises ModelError.
+    all others. With ``input_layout="NHWC"`` the function takes 4-D inputs as NHWC, as that of a
+    ``.tflite`` file always does. Raises ModelError.
     """
     if input_layout not in ("NCHW", "NHWC"):
         raise ModelError(f"input_layout {input_layout!r}: expected 'NCHW' or 'NHWC'")
     try:
+        if _is_tflite(source):
+            return _import_tflite(source, batch, shapes or {})
         module = source if isinstance(source, IRModule) else _import_onnx(source, batch, shapes or {})
         return canonicalize(module, input_layout)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"the model cannot be imported: {last_line(error)}") from None
+
+
+def _is_tflite(source: object) -> bool:
+    if isinstance(source, bytes):
+        return source[4:8] == IDENTIFIER
+    return isinstance(source, str | os.PathLike) and os.fspath(source).lower().endswith(".tflite")
+
+
+def _import_tflite(source: Any, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:
+    if shapes:
+        raise ModelError(f"shapes for {', '.join(shapes)} were given, but those of a .tflite file are fixed")
+    module = read_tflite(source)
+    for param in module["main"].params:
+        first = next((int(extent) for extent in param.ty.shape), None)
+        if batch not in (None, first):
+            raise ModelError(
+                f"batch={batch} was given, but input {param.name} of the file has the fixed batch {first}"
+            )
+    return module
 
 
 def _import_onnx(

@@ -1,0 +1,91 @@
+"""Operators of ``.tflite`` files that work element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from tvm import relax
+
+from tvm_qplugin.tflite.file import TfliteOperator
+from tvm_qplugin.tflite.reader_graph import Graph
+
+_BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Call]] = {
+    "ADD": relax.op.add,
+    "SUB": relax.op.subtract,
+    "MUL": relax.op.multiply,
+}
+_SELECTING = {"MAXIMUM": relax.op.maximum, "MINIMUM": relax.op.minimum}
+_UNARY: dict[str, Callable[[relax.Expr], relax.Call]] = {
+    "LOGISTIC": relax.op.sigmoid,
+    "TANH": relax.op.tanh,
+    "EXP": relax.op.exp,
+}
+
+
+def arithmetic(graph: Graph, op: TfliteOperator) -> None:
+    """ADD, SUB and MUL with their activation."""
+    out = op.outputs[0]
+    expr = _BINARY[op.name](*(graph.real(index) for index in op.inputs))
+    activation = op.options["fused_activation_function"]
+    graph.define(out, graph.activate(expr, activation, f"{graph.names[out]}_result"))
+
+
+def selecting(graph: Graph, op: TfliteOperator) -> None:
+    """MAXIMUM and MINIMUM; a bound of one element becomes a clamp."""
+    graph.one_grid(op, op.inputs)
+    left, right = sorted(op.inputs, key=lambda index: graph.constant(index) is not None)
+    bound = graph.scalar(right)
+    expr = _SELECTING[op.name](graph.real(left), graph.real(right) if bound is None else bound)
+    graph.define(op.outputs[0], expr)
+
+
+def unary(graph: Graph, op: TfliteOperator) -> None:
+    """A function of one tensor."""
+    graph.define(op.outputs[0], _UNARY[op.name](graph.real(op.inputs[0])))
+
+
+def activation(graph: Graph, op: TfliteOperator) -> None:
+    """A stand-alone clamp."""
+    graph.define(op.outputs[0], graph.activate(graph.real(op.inputs[0]), op.name, ""))
+
+
+def leaky_relu(graph: Graph, op: TfliteOperator) -> None:
+    """Another slope below 0."""
+    graph.define(op.outputs[0], relax.op.nn.leakyrelu(graph.real(op.inputs[0]), float(op.options["alpha"])))
+
+
+def gelu(graph: Graph, op: TfliteOperator) -> None:
+    """Exact, or by tanh."""
+    make = relax.op.nn.gelu_tanh if graph.option(op, "approximate", False) else relax.op.nn.gelu
+    graph.define(op.outputs[0], make(graph.real(op.inputs[0])))
+
+
+def hard_swish(graph: Graph, op: TfliteOperator) -> None:
+    """``x * clip(x + 3, 0, 6) / 6``."""
+    x, name = graph.real(op.inputs[0]), graph.names[op.outputs[0]]
+    shifted = graph.emit(relax.op.add(x, _number(3.0)), f"{name}_shifted")
+    gate = graph.emit(relax.op.clip(shifted, 0.0, 6.0), f"{name}_gate")
+    product = graph.emit(relax.op.multiply(x, gate), f"{name}_product")
+    graph.define(op.outputs[0], relax.op.multiply(product, _number(1 / 6)))
+
+
+def quantize(graph: Graph, op: TfliteOperator) -> None:
+    """Floats become integers, or integers move to another grid."""
+    if graph.grid(op.outputs[0]) is None:
+        raise graph.error(op, "its output has no scale; the file is damaged: export it again")
+    graph.define(op.outputs[0], graph.real(op.inputs[0]))
+
+
+def dequantize(graph: Graph, op: TfliteOperator) -> None:
+    """Integers become floats; a constant (float16 weights) is computed at once."""
+    source, out = op.inputs[0], op.outputs[0]
+    values, grid = graph.constant(source), graph.grid(source)
+    if values is None:
+        graph.define(out, graph.real(source))
+    else:
+        graph.fold(out, values if grid is None else grid.dequantize(values))
+
+
+def _number(value: float) -> relax.Expr:
+    return relax.const(np.float32(value), "float32")
