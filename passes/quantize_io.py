@@ -52,6 +52,7 @@ class QuantizeIO:
                 "inputs": [_json(inputs.get(param), self.mode) for param in func.params],
                 "outputs": [_json(grid, self.mode) for grid in grids],
             }
+            described = _with_known(described, func)
             return out.finish(outputs, ir.returns_tuple(func), **{IO_PARAMS: json.dumps(described)})
 
     def _typed(self, param: relax.Var) -> relax.Var:
@@ -122,3 +123,12 @@ def _output_params(defined: dict[relax.Var, relax.Expr], var: relax.Var) -> Quan
 
 def _json(params: QuantParams | None, mode: str) -> dict[str, object] | None:
     return None if params is None else stored(params, mode).to_json()
+
+
+def _with_known(
+    described: dict[str, list[dict[str, object] | None]], func: relax.Function
+) -> dict[str, list[dict[str, object] | None]]:
+    """What was integer before keeps the parameters that are written down for it."""
+    attrs = func.attrs or {}
+    known = json.loads(str(attrs[IO_PARAMS])) if IO_PARAMS in attrs else described
+    return {side: [n or o for n, o in zip(described[side], known[side], strict=True)] for side in described}

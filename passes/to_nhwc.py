@@ -155,13 +155,19 @@ def _nhwc_param(param: Var) -> Var:
 
 
 def _image_inputs(func: relax.Function) -> set[Var]:
-    """4-D parameters that reach a convolution, pool or resize through elementwise operators only."""
+    """4-D parameters that reach an NCHW convolution, pool or resize through elementwise operators only."""
     origin = {param: param for param in func.params if len(shape_of(param)) == 4}
     found = set()
     for var, value in straight_bindings(func):
         source = origin.get(value.args[0]) if op_name(value) and len(value.args) else None
         if source is not None and op_name(value) in WINDOWED:
-            found.add(source)
+            if _layout(value) == "NCHW":
+                found.add(source)
         elif source is not None and op_name(value) in ELEMENTWISE:
             origin[var] = source
     return found
+
+
+def _layout(call: Expr) -> str:
+    """The layout of a windowed operator's image."""
+    return str(call.attrs.data_layout if op_name(call) == "nn.conv2d" else call.attrs.layout)

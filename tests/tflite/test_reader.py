@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from tvm import IRModule
+from tvm.ir import assert_structural_equal
 
+from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array, QuantParams
@@ -348,3 +350,123 @@ def test_a_float_model(litert: Any, shared_data: Path, name: str) -> None:
 def test_models_that_cannot_be_read(litert: Any, shared_data: Path, name: str, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         load(model_of(shared_data, name))
+
+
+def test_importing_twice_changes_nothing(litert: Any) -> None:
+    for quantized in (True, False):
+        module = load(file_of(litert, "conv", quantized))
+        assert_structural_equal(load(module)["main"], module["main"])
+
+
+@pytest.mark.parametrize("io", ["float", "int8", "uint8"])
+def test_integer_inputs_keep_their_parameters(litert: Any, tmp_path: Path, io: str) -> None:
+    path = tmp_path / "conv.tflite"
+    path.write_bytes(file_of(litert, "conv", True))
+    manifest = build(quantize(path, io=io)).manifest
+    assert (manifest.inputs[0].name, manifest.inputs[0].dtype) == ("x", "int8")
+    assert manifest.inputs[0].qparams == GRID.to_json() and manifest.outputs[0].qparams == OTHER.to_json()
+
+
+def test_a_float_file_can_be_quantized(litert: Any) -> None:
+    module = load(file_of(litert, "conv_relu6", False))
+    samples = [inputs_of(module, seed) for seed in range(4)]
+    artifact = build(quantize(module, calibration=samples))
+    assert all(op.integer for op in artifact.manifest.operators)
+    (got,), (wanted,) = artifact.run(*samples[0]), build(module).run(*samples[0])
+    np.testing.assert_allclose(got, wanted, atol=0.1)
+
+
+def chain(lite: Any, tensors: dict[str, Any], *nodes: tuple[str, list[str], list[str]]) -> bytes:
+    made = [lite.Node(getattr(lite.Builtin, code), tuple(ins), tuple(outs)) for code, ins, outs in nodes]
+    return lite.write(tensors, made, ["x"], [nodes[-1][2][-1]])
+
+
+def test_conversions_at_the_ends(litert: Any) -> None:
+    codes = QuantParams.of(0.02, 133, "uint8")
+    tensors = {
+        "x": _activation(litert, SHAPE, codes, True),
+        "a": _activation(litert, SHAPE, GRID, True),
+        "b": _activation(litert, SHAPE, OTHER, True),
+        "c": litert.Tensor(SHAPE, "float32"),
+    }
+    nodes = [
+        ("QUANTIZE", ["x"], ["a"]),
+        ("QUANTIZE", ["a"], ["b"]),
+        ("DEQUANTIZE", ["b"], ["c"]),
+    ]
+    for count in (1, 2, 3):
+        file = chain(litert, tensors, *nodes[:count])
+        equal(litert, read_tflite(file), file)
+
+
+def test_float16_weights_are_folded(litert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(litert._TYPES, "float16", litert.schema.TensorType.FLOAT16)
+    half = np.linspace(-1, 1, 4).astype("float16")
+    tensors = {name: litert.Tensor(SHAPE, "float32") for name in ("x", "y")}
+    tensors |= {"w": litert.Tensor((4,), "float32"), "half": litert.Tensor((4,), "float16", data=half)}
+    file = chain(litert, tensors, ("DEQUANTIZE", ["half"], ["w"]), ("MUL", ["x", "w"], ["y"]))
+    (x,) = inputs_of(read_tflite(file), 0)
+    np.testing.assert_allclose(build(read_tflite(file)).run(x)[0], x * half.astype("float32"), rtol=1e-6)
+
+
+def test_equal_names_are_told_apart(litert: Any) -> None:
+    file = file_of(litert, "add", True).replace(b"out0\0", b"x\0\0\0\0")
+    model = read_tflite(file)
+    check_canonical(model)
+
+
+def test_everything_that_is_not_supported_is_named_at_once(litert: Any) -> None:
+    tensors = {name: litert.Tensor(SHAPE, "float32") for name in ("x", "a", "b", "c")}
+    tensors["c"] = litert.Tensor(SHAPE, "int16", 0.1)
+    nodes = ("ELU", ["x"], ["a"]), ("COS", ["a"], ["b"]), ("QUANTIZE", ["b"], ["c"])
+    with pytest.raises(ModelError) as caught:
+        read_tflite(chain(litert, tensors, *nodes))
+    text = str(caught.value)
+    assert "ELU (makes a), COS (makes b)" in text and "c (int16)" in text
+
+
+FAILURES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "wrong_shape": ("relu", {"out0": ((1, 6, 8, 5), GRID)}, "has shape"),
+    "grids": ("reshape", {"out0": ((1, 192), OTHER)}, "they must agree"),
+}
+
+
+@pytest.mark.parametrize("case", FAILURES)
+def test_contradictions_in_the_file(litert: Any, case: str) -> None:
+    operator, changed, text = FAILURES[case]
+    shape, grid = changed["out0"]
+    code, given, _, options, fields = CASES[operator]
+    tensors = {"x": _activation(litert, SHAPE, GRID, True), "out0": _activation(litert, shape, grid, True)}
+    names = ["x"]
+    if len(given) > 1:
+        tensors["shape"] = litert.constant([1, -1], "int32")
+        names.append("shape")
+    node = litert.Node(getattr(litert.Builtin, code), tuple(names), ("out0",), options, fields)
+    with pytest.raises(ModelError, match=text):
+        read_tflite(litert.write(tensors, [node], ["x"], ["out0"]))
+
+
+@pytest.mark.parametrize(
+    ("case", "fields", "text"),
+    [
+        ("softmax", {"beta": 2.0}, "beta is 2"),
+        ("concatenation", {"axis": 7}, "axis is 7"),
+        ("strided_slice", {**SLICE, "ellipsisMask": 1}, "ellipsis"),
+        ("gather", {"axis": 2, "batchDims": 2}, "matrix of indices"),
+    ],
+)
+def test_options_that_cannot_be_read(
+    litert: Any, monkeypatch: pytest.MonkeyPatch, case: str, fields: dict[str, Any], text: str
+) -> None:
+    monkeypatch.setitem(CASES, case, (*CASES[case][:4], fields))
+    with pytest.raises(ModelError, match=text):
+        read_tflite(file_of(litert, case, True))
+
+
+def test_shapes_and_batch_are_fixed(litert: Any) -> None:
+    file = file_of(litert, "relu", True)
+    assert load(file, batch=1) is not None
+    with pytest.raises(ModelError, match="fixed batch 1"):
+        load(file, batch=2)
+    with pytest.raises(ModelError, match="are fixed"):
+        load(file, shapes={"x": (1, 2)})
