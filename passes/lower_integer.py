@@ -19,6 +19,8 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
 from tvm_qplugin.passes.plan import (
+    FUNCTIONS,
+    GRIDS,
     REASONS,
     Plan,
     Source,
@@ -37,7 +39,9 @@ class LowerInteger:
 
     In: a QDQ module (NHWC). Out: kernels tagged with ``qplugin.kernel``, integers stored as
     ``storage`` (uint8 = value + 128 suits VNNI) between them; what is not recognized stays float
-    between ``dequantize`` and ``quantize`` kernels. ``qplugin.report`` lists every operator.
+    between ``dequantize`` and ``quantize`` kernels. ``qplugin.report`` lists every operator,
+    ``qplugin.grids`` has the scale and zero point of every integer tensor, ``qplugin.functions`` what
+    tables stand for.
     """
 
     storage: str = "int8"
@@ -49,8 +53,7 @@ class LowerInteger:
         with ir.Emitter(mod) as out:
             lowering = _Lowering(func, self.storage, out)
             outputs = lowering.run()
-            report = json.dumps(lowering.report)
-            return out.finish(outputs, ir.returns_tuple(func), **{REPORT: report, REASONS: None})
+            return out.finish(outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None})
 
 
 class _Lowering:
@@ -65,6 +68,14 @@ class _Lowering:
         self.kernels: dict[str, relax.GlobalVar] = {}
         self.reasons = json.loads((func.attrs or {}).get(REASONS, "{}"))
         self.report: list[dict[str, Any]] = []
+        self.grids: dict[str, QuantParams] = {}
+        self.functions: dict[str, dict[str, Any]] = {}
+
+    def attributes(self) -> dict[str, str]:
+        """What the lowered function tells about itself, as JSON by attribute."""
+        grids = {name: grid.to_json() for name, grid in self.grids.items()}
+        found = {REPORT: self.report, GRIDS: grids, FUNCTIONS: self.functions}
+        return {key: json.dumps(value) for key, value in found.items()}
 
     def run(self) -> list[relax.Expr]:
         results = ir.output_vars(self.func)
@@ -140,9 +151,25 @@ class _Lowering:
         if plan.kind != "identity":
             self._note(name, plan)
         if plan.rebuild is not None:
-            return self.out.emit(plan.rebuild(operands), name)
-        floats = [self.env.get(v, v) for v in plan.floats]
-        return self._call(name, plan, [*operands, *floats, *(ir.const(c) for c in plan.constants)])
+            made = self.out.emit(plan.rebuild(operands), name)
+        else:
+            floats = [self.env.get(v, v) for v in plan.floats]
+            made = self._call(name, plan, [*operands, *floats, *(ir.const(c) for c in plan.constants)])
+        self._describe(made.name, value, plan)
+        return made
+
+    def _describe(self, name: str, value: relax.Expr, plan: Plan) -> None:
+        """Write down the grids of what was just emitted."""
+        params = ir.qparams_of(value) if ir.op_name(value) == "relax.quantize" else None
+        if params is not None:
+            self.grids[name] = stored(params, self.storage)
+        if plan.weight is not None:
+            self.grids[f"{name}_weight"] = plan.weight
+        for i, source in enumerate(plan.sources):
+            if ir.const_value(source.expr) is not None:
+                self.grids[f"{name}_{i}"] = source.want
+        if plan.function:
+            self.functions[name] = dict(plan.function)
 
     def _emit_float(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
         folded = self._folded(value)
@@ -184,13 +211,17 @@ class _Lowering:
             expr = self.env.get(source.expr, source.expr)
             if str(expr.ty.dtype) != have.dtype:
                 have = stored(have, self.storage)
+            self.grids.setdefault(expr.name, have)
         return expr if have.same(source.want) else self._convert(expr, have, source.want, name)
 
-    def _convert(self, expr: relax.Expr, have: QuantParams, want: QuantParams, name: str) -> relax.Expr:
+    def _convert(self, expr: relax.Expr, have: QuantParams, want: QuantParams, name: str) -> relax.Var:
         plan = requantize_plan(Source(expr, have, want), ir.spec_of(expr).shape)
-        return self._call(f"{name}_requantized", plan, [expr, *(ir.const(array) for array in plan.constants)])
+        args = [expr, *(ir.const(array) for array in plan.constants)]
+        made = self._call(f"{name}_requantized", plan, args)
+        self.grids[made.name] = want
+        return made
 
-    def _call(self, name: str, plan: Plan, args: list[relax.Expr]) -> relax.Expr:
+    def _call(self, name: str, plan: Plan, args: list[relax.Expr]) -> relax.Var:
         specs = [ir.spec_of(arg) for arg in args]
         args = [*args, *(ir.const(array) for array in extra_constants(plan.kernel, plan.params, specs))]
         key = encode_params(
@@ -209,7 +240,10 @@ class _Lowering:
         if str(new.ty.dtype) == wanted:
             return new
         unit = QuantParams.of(1.0, 0, wanted)
-        return self._convert(new, stored(unit, self.storage), unit, f"{var.name}_out")
+        made = self._convert(new, stored(unit, self.storage), unit, f"{var.name}_out")
+        if new.name in self.grids:
+            self.grids[made.name] = stored(self.grids[new.name], wanted)
+        return made
 
     def _tensor_name(self, var: relax.Var, value: relax.Expr) -> str:
         quantized = ir.op_name(value) == "relax.quantize" and isinstance(value.args[0], relax.Var)

@@ -38,7 +38,7 @@ def _gelu_tanh(x: Array) -> Array:
     return np.asarray((np.float32(0.5) * single * gate).astype("float64"))
 
 
-_UNARY: dict[str, Callable[[Array], Array]] = {
+UNARY: dict[str, Callable[[Array], Array]] = {
     "nn.relu": lambda x: np.maximum(x, 0.0),
     "nn.gelu": _gelu,
     "nn.gelu_tanh": _gelu_tanh,
@@ -57,6 +57,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "sin": np.sin,
     "cos": np.cos,
 }
+"""Unary operators in float64, by Relax's name: what ``table`` rounds to codes."""
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {
     "add": np.add,
     "subtract": np.subtract,
@@ -72,8 +73,8 @@ _FIXED_POINT = {"relax.nn.leakyrelu": "LEAKY_RELU", "relax.nn.relu": "RELU", "re
 
 def _evaluate(call: relax.Expr, operands: list[Array]) -> Array:
     name = ir.op_name(call).removeprefix("relax.")
-    if name in _UNARY:
-        return _UNARY[name](operands[0])
+    if name in UNARY:
+        return UNARY[name](operands[0])
     if name in _BINARY:
         return _BINARY[name](operands[0], operands[1])
     if name == "clip":
@@ -149,6 +150,22 @@ def recognize(var: relax.Var, leaf: relax.Var, defined: Mapping[relax.Var, relax
         y = np.asarray(_value(var, {leaf: x}, defined))
     swish = x * np.clip(x + 3.0, 0.0, 6.0) / 6.0
     return "HARD_SWISH" if y.shape == x.shape and np.allclose(y, swish, rtol=1e-6, atol=1e-6) else ""
+
+
+def describe(var: relax.Var, leaf: relax.Var, defined: Mapping[relax.Var, relax.Expr]) -> dict[str, Any]:
+    """The operators between ``leaf`` and ``var``, the first one first; ``alpha`` of a leaky relu."""
+    found: dict[relax.Var, None] = {}
+
+    def visit(at: relax.Var) -> None:
+        if at not in found and not at.same_as(leaf):
+            for used in ir.variables(defined[at]):
+                visit(used)
+            found[at] = None
+
+    visit(var)
+    names = [ir.op_name(defined[at]).removeprefix("relax.") for at in found]
+    alpha = {"alpha": float(defined[var].attrs.alpha)} if names == ["nn.leakyrelu"] else {}
+    return {"operators": names, **alpha}
 
 
 def _value(var: relax.Var, known: dict[relax.Var, Any], defined: Mapping[relax.Var, relax.Expr]) -> Array:

@@ -169,6 +169,7 @@ def _constant(expr: relax.Expr, site: Site) -> Array | None:
 class _Weight:
     values: Array  # int8, output channels first
     scale: Array  # float32 [O]
+    grid: QuantParams
 
 
 def _weight(site: Site, expr: relax.Expr, axis: int) -> _Weight | None:
@@ -182,13 +183,14 @@ def _weight(site: Site, expr: relax.Expr, axis: int) -> _Weight | None:
     centred = q.astype("int32") - params._along(q.ndim)[1]
     if centred.min() < -128 or centred.max() > 127:
         return None
-    return _Weight(np.moveaxis(centred, axis, 0).astype("int8"), channel_scale(params, q.shape[axis]))
+    grid = QuantParams.of(params.scale, 0, "int8", None if params.axis is None else 0)
+    return _Weight(np.moveaxis(centred, axis, 0).astype("int8"), channel_scale(params, q.shape[axis]), grid)
 
 
 def _weighted(
     site: Site, core: Call, bounds: Bounds, bias: Array | None, axis: int
-) -> tuple[Source, tuple[Array, ...], dict[str, int]] | None:
-    """What conv and dense share: operand, (weight, bias, multiplier), output parameters."""
+) -> tuple[Source, tuple[Array, ...], dict[str, Any], QuantParams] | None:
+    """What conv and dense share: operand, (weight, bias, multiplier), output parameters, weight's grid."""
     source, weight = site.source(core.args[0]), _weight(site, core.args[1], axis)
     if source is None or weight is None:
         return None
@@ -198,15 +200,15 @@ def _weighted(
     if np.abs(integers).max(initial=0) > 2**31 - 1:
         return None
     factor = multiplier(source.want.scale, weight.scale, site.grid.scale)
-    params = {**site.finish(bounds), "in_zp": int(source.want.zero_point)}
-    return source, (weight.values, integers.astype("int32"), factor), params
+    params: dict[str, Any] = {**site.finish(bounds), "in_zp": int(source.want.zero_point)}
+    return source, (weight.values, integers.astype("int32"), factor), params, weight.grid
 
 
 def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
     parts = _weighted(site, core, bounds, bias, 0)
     if parts is None:
         return None
-    source, constants, params = parts
+    source, constants, params, grid = parts
     attrs = core.attrs
     geometry = {
         "strides": ints(attrs.strides),
@@ -215,16 +217,17 @@ def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | 
         "groups": int(attrs.groups),
     }
     macs = site.out.size * constants[0][0].size
-    return Plan("conv2d", site.out, "qconv2d", {**params, **geometry}, (source,), (), constants, macs=macs)
+    params |= geometry
+    return Plan("conv2d", site.out, "qconv2d", params, (source,), (), constants, macs=macs, weight=grid)
 
 
 def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
     parts = _weighted(site, core, bounds, bias, 1)
     if parts is None:
         return None
-    source, constants, params = parts
+    source, constants, params, grid = parts
     macs = site.out.size * constants[0].shape[1]
-    return Plan("dense", site.out, "qdense", params, (source,), (), constants, macs=macs)
+    return Plan("dense", site.out, "qdense", params, (source,), (), constants, macs=macs, weight=grid)
 
 
 def _add(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
@@ -275,8 +278,10 @@ def _table(site: Site) -> Plan | None:
     if leaf is None or source is None:
         return None
     values = lut.table(site.var, leaf, site.defined, (source.want, site.grid))
+    function = lut.describe(site.var, leaf, site.defined)
     kind = ir.op_name(site.defined[site.var]).removeprefix("relax.")
-    return Plan(kind, site.out, "qlut", {}, (source,), (), (shift_array(values, site.grid.dtype),))
+    constants = (shift_array(values, site.grid.dtype),)
+    return Plan(kind, site.out, "qlut", {}, (source,), (), constants, function=function)
 
 
 _HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] = {

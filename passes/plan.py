@@ -15,6 +15,15 @@ from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, rescale_
 REASONS = "qplugin.reasons"
 """Function attribute of a QDQ module: why a tensor is computed in float, a JSON object by name."""
 
+GRIDS = "qplugin.grids"
+"""Function attribute of a lowered module: ``QuantParams.to_json()`` of every integer tensor, by name.
+
+``<name>_weight`` is the weight of the kernel that makes ``<name>``, ``<name>_0``, ``<name>_1`` its
+constant operands.
+"""
+FUNCTIONS = "qplugin.functions"
+"""Function attribute of a lowered module: what a table stands for, ``Plan.function`` by tensor name."""
+
 _SHIFT = {("int8", "uint8"): 128, ("uint8", "int8"): -128}
 
 
@@ -32,7 +41,8 @@ class Plan:
     """One kernel call (or, without ``kernel``, a data movement operator on integers).
 
     ``sources`` are quantized operands, ``floats`` float variables, ``constants`` arrays; they become
-    the kernel's arguments in this order. ``rebuild`` makes the operator of a movement.
+    the kernel's arguments in this order. ``rebuild`` makes the operator of a movement. ``weight`` is the grid
+    of the weight among the constants, ``function`` what a table was filled by: ``operators``, ``alpha``.
     """
 
     kind: str
@@ -44,6 +54,8 @@ class Plan:
     constants: tuple[Array, ...] = ()
     rebuild: Any = None
     macs: int = 0
+    weight: QuantParams | None = None
+    function: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:

@@ -13,6 +13,7 @@ ALLOWED = {
     "tvm_qplugin/demo": {"core", "demo"},
     "tvm_qplugin/observers": {"core", "observers"},
     "tvm_qplugin/kernels": {"core", "kernels"},
+    "tvm_qplugin/tflite": {"core", "kernels", "passes", "tflite"},
     "passes": {"core", "kernels", "passes"},
     "schedules": {"core", "kernels", "schedules"},
     "targets": {"core", "schedules", "targets"},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tvm_qplugin.calibrator import calibrate
     from tvm_qplugin.core.calibration import CalibrationTable
     from tvm_qplugin.core.recipe import Recipe, Rule
+    from tvm_qplugin.exporter import export_tflite
     from tvm_qplugin.frontend import load
     from tvm_qplugin.simulator import simulate
 
@@ -27,6 +28,7 @@ _PUBLIC = {
     "Rule": "core.recipe",
     "build": "builder",
     "calibrate": "calibrator",
+    "export_tflite": "exporter",
     "load": "frontend",
     "quantize": "api",
     "simulate": "simulator",
@@ -39,6 +41,7 @@ __all__ = [
     "Rule",
     "build",
     "calibrate",
+    "export_tflite",
     "load",
     "quantize",
     "simulate",

@@ -1,0 +1,98 @@
+"""Kernels without windows as TFLite operators: conversions, sums, products, means, softmax, clamps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.qparams import QuantParams
+from tvm_qplugin.tflite.node import Node
+from tvm_qplugin.tflite.writer import Value
+
+SOFTMAX_GRID = QuantParams.of(1 / 256, -128)
+
+
+def quantize(node: Node) -> Value:
+    """QUANTIZE of floats, transposed before."""
+    x, axes = node.value(0), node.params.get("axes")
+    if axes:
+        x = transposed(node, x, axes, node.writer.tensor(f"{node.name}_nhwc", _moved(x, axes)))
+    return node.emit("QUANTIZE", [x])
+
+
+def dequantize(node: Node) -> Value:
+    """DEQUANTIZE, transposed afterwards."""
+    x, axes = node.value(0), node.params.get("axes")
+    if not axes:
+        return node.emit("DEQUANTIZE", [x])
+    inner = node.writer.tensor(f"{node.name}_nhwc", TensorSpec(x.spec.shape, "float32"))
+    node.writer.operator("DEQUANTIZE", [x], [inner])
+    return transposed(node, inner, axes, node.result())
+
+
+def requantize(node: Node) -> Value:
+    """QUANTIZE between integer grids."""
+    return node.emit("QUANTIZE", [node.value(0)])
+
+
+def add(node: Node) -> Value:
+    """ADD or, where the second multiplier is negative, SUB."""
+    inputs = [node.value(0), node.value(1)]
+    if node.params["b_mul"] < 0:
+        return node.activated("SUB", inputs, "SubOptions")
+    return node.activated("ADD", inputs, "AddOptions")
+
+
+def multiply(node: Node) -> Value:
+    """MUL."""
+    return node.activated("MUL", [node.value(0), node.value(1)], "MulOptions")
+
+
+def mean(node: Node) -> Value:
+    """MEAN; a clamp behind it is an operator of its own."""
+    lo, hi = int(node.params["lo"]), int(node.params["hi"])
+    inputs = [node.value(0), node.numbers(node.params["axes"], "axes")]
+    keep = bool(node.params["keepdims"])
+    if node.activation(lo, hi, True) == "NONE":
+        return node.emit("MEAN", inputs, "ReducerOptions", keepDims=keep)
+    raw = node.writer.tensor(f"{node.name}_raw", node.out, node.grid)
+    node.writer.operator("MEAN", inputs, [raw], "ReducerOptions", keepDims=keep)
+    return node.clamp(raw, lo, hi)
+
+
+def softmax(node: Node) -> Value:
+    """SOFTMAX over the last axis; another one is brought there and back."""
+    if not node.grid.same(SOFTMAX_GRID):
+        raise node.refuse(
+            "TFLite fixes the output of a softmax to scale 1/256 and zero point -128, this one has "
+            f"{float(node.grid.scale)} and {int(node.grid.zero_point)}: quantize the float model here"
+        )
+    x, rank = node.value(0), len(node.out.shape)
+    axis = int(node.params["axis"])
+    if axis == rank - 1:
+        return node.emit("SOFTMAX", [x], "SoftmaxOptions", beta=1.0)
+    order = [i for i in range(rank) if i != axis] + [axis]
+    moved = _moved(x, order)
+    last = transposed(node, x, order, node.writer.tensor(f"{node.name}_moved", moved, x.grid))
+    raw = node.writer.tensor(f"{node.name}_raw", moved, node.grid)
+    node.writer.operator("SOFTMAX", [last], [raw], "SoftmaxOptions", beta=1.0)
+    return transposed(node, raw, [int(i) for i in np.argsort(order)], node.result())
+
+
+def clamp(node: Node) -> Value:
+    """A stand-alone activation, or MAXIMUM and MINIMUM where TFLite has none with these bounds."""
+    x, lo, hi = node.value(0), int(node.params["lo"]), int(node.params["hi"])
+    name = node.activation(lo, hi, True)
+    if name in ("RELU", "RELU6", "RELU_N1_TO_1"):
+        return node.emit(name, [x])
+    return x if name == "NONE" else node.clamp(x, lo, hi)
+
+
+def transposed(node: Node, x: Value, axes: list[int], made: Value) -> Value:
+    """TRANSPOSE of ``x`` into ``made``."""
+    node.writer.operator("TRANSPOSE", [x, node.numbers(axes, "axes")], [made], "TransposeOptions")
+    return made
+
+
+def _moved(x: Value, axes: list[int]) -> TensorSpec:
+    return TensorSpec(tuple(x.spec.shape[axis] for axis in axes), x.spec.dtype)

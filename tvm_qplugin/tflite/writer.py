@@ -1,0 +1,184 @@
+"""Writes a ``.tflite`` file (schema 3) with one subgraph through the object API of LiteRT's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.errors import TargetError
+from tvm_qplugin.core.qparams import Array, QuantParams
+
+IDENTIFIER = b"TFL3"
+MIN_RUNTIME_VERSION = "1.14.0"
+ALIGNMENT = 16
+"""Of the data of buffers, as the schema asks."""
+
+VERSIONS = {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 4,
+    "ELU": 1,
+    "HARD_SWISH": 1,
+    "QUANTIZE": 1,
+    "RELU_N1_TO_1": 1,
+    "RESHAPE": 1,
+}
+"""Versions of the operators in int8 that old runtimes, too, accept; all others have version 2."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the file: its index, what it holds, and its grid (None for floats and indices)."""
+
+    index: int
+    spec: TensorSpec
+    grid: QuantParams | None = None
+
+
+class Writer:
+    """Collects tensors and operators in the order of execution; ``finish`` gives the file."""
+
+    def __init__(self, description: str = "tvm-qplugin") -> None:
+        """Start an empty file. Raises TargetError where the extra ``tflite`` is not installed."""
+        self._schema = schema()
+        self._model, self._graph = self._schema.ModelT(), self._schema.SubGraphT()
+        self._model.version, self._model.description = 3, description
+        self._model.subgraphs = [self._graph]
+        self._model.buffers, self._buffers = [self._schema.BufferT()], dict[bytes, int]()
+        self._graph.name, self._graph.tensors, self._graph.operators = "main", [], []
+        self._codes: dict[tuple[str, int], int] = {}
+        self._constants: dict[tuple[Any, ...], Value] = {}
+
+    def tensor(self, name: str, spec: TensorSpec, grid: QuantParams | None = None) -> Value:
+        """A tensor that an operator computes, or an input."""
+        return self._add(name, spec, grid, 0)
+
+    def constant(self, name: str, array: Array, grid: QuantParams | None = None) -> Value:
+        """A tensor stored in the file; equal data is stored once, an equal tensor made once."""
+        data = np.ascontiguousarray(array).tobytes()
+        key = (data, array.shape, str(array.dtype), repr(grid and grid.to_json()))
+        if key not in self._constants:
+            spec = TensorSpec(tuple(map(int, array.shape)), str(array.dtype))
+            self._constants[key] = self._add(name, spec, grid, self._buffer(data))
+        return self._constants[key]
+
+    def operator(
+        self,
+        code: str,
+        inputs: Sequence[Value],
+        outputs: Sequence[Value],
+        options: str = "",
+        version: int | None = None,
+        **fields: Any,
+    ) -> None:
+        """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries."""
+        key = (code, version or VERSIONS.get(code, 2))
+        operator = self._schema.OperatorT()
+        operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
+        operator.inputs = [value.index for value in inputs]
+        operator.outputs = [value.index for value in outputs]
+        if options:
+            operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
+            operator.builtinOptions = getattr(self._schema, f"{options}T")()
+            for name, value in fields.items():
+                if not hasattr(operator.builtinOptions, name):
+                    raise AttributeError(f"{options} has no field {name}")
+                setattr(operator.builtinOptions, name, value)
+        self._graph.operators.append(operator)
+
+    def enum(self, name: str, member: str) -> int:
+        """A number of the schema, as ``enum("Padding", "SAME")``."""
+        return int(getattr(getattr(self._schema, name), member))
+
+    def finish(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value], signature: str) -> bytes:
+        """The bytes of the file; names are those of the signature."""
+        self._graph.inputs = [value.index for value in inputs.values()]
+        self._graph.outputs = [value.index for value in outputs.values()]
+        self._model.operatorCodes = [self._code(*key) for key in self._codes]
+        self._model.signatureDefs = [self._signature(inputs, outputs, signature)]
+        version = self._schema.MetadataT()
+        version.name = "min_runtime_version"
+        version.buffer = self._buffer(MIN_RUNTIME_VERSION.encode().ljust(16, b"\0"))
+        self._model.metadata = [version]
+        builder = _builder()
+        builder.Finish(self._model.Pack(builder), IDENTIFIER)
+        return bytes(builder.Output())
+
+    def _add(self, name: str, spec: TensorSpec, grid: QuantParams | None, buffer: int) -> Value:
+        tensor = self._schema.TensorT()
+        tensor.name, tensor.shape, tensor.buffer = name, list(spec.shape), buffer
+        tensor.type = self.enum("TensorType", spec.dtype.upper())
+        if grid is not None:
+            tensor.quantization = self._quantization(grid)
+        self._graph.tensors.append(tensor)
+        return Value(len(self._graph.tensors) - 1, spec, grid)
+
+    def _quantization(self, grid: QuantParams) -> Any:
+        made = self._schema.QuantizationParametersT()
+        made.scale = np.atleast_1d(grid.scale).astype("float32")
+        made.zeroPoint = np.atleast_1d(grid.zero_point).astype("int64")
+        made.quantizedDimension = grid.axis or 0
+        return made
+
+    def _buffer(self, data: bytes) -> int:
+        if data not in self._buffers:
+            buffer = self._schema.BufferT()
+            buffer.data = np.frombuffer(data, "uint8")
+            self._buffers[data] = len(self._model.buffers)
+            self._model.buffers.append(buffer)
+        return self._buffers[data]
+
+    def _code(self, name: str, version: int) -> Any:
+        made = self._schema.OperatorCodeT()
+        made.builtinCode = self.enum("BuiltinOperator", name)
+        made.deprecatedBuiltinCode, made.version = min(made.builtinCode, 127), version
+        return made
+
+    def _signature(self, inputs: Mapping[str, Value], outputs: Mapping[str, Value], key: str) -> Any:
+        made = self._schema.SignatureDefT()
+        made.signatureKey, made.subgraphIndex = key, 0
+        made.inputs, made.outputs = self._names(inputs), self._names(outputs)
+        return made
+
+    def _names(self, values: Mapping[str, Value]) -> list[Any]:
+        made = []
+        for name, value in values.items():
+            entry = self._schema.TensorMapT()
+            entry.name, entry.tensorIndex = name, value.index
+            made.append(entry)
+        return made
+
+
+def _builder() -> Any:
+    """A FlatBuffers builder that stores equal vectors once, and bytes at multiples of 16."""
+    base = import_module("flatbuffers").Builder
+
+    class Builder(base):  # type: ignore[misc, valid-type]
+        def __init__(self) -> None:
+            super().__init__(1 << 20)
+            self.vectors: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: Array) -> int:
+            key = (str(x.dtype), x.tobytes())
+            if key not in self.vectors:
+                if x.dtype == "uint8":
+                    self.Prep(ALIGNMENT, x.nbytes)
+                self.vectors[key] = super().CreateNumpyVector(x)
+            return self.vectors[key]
+
+    return Builder()
+
+
+def schema() -> Any:
+    """LiteRT's schema with its object API. Raises TargetError where it is not installed."""
+    try:
+        return import_module("ai_edge_litert.schema_py_generated")
+    except ImportError as error:
+        raise TargetError(
+            f"the schema of .tflite files cannot be imported ({error}): pip install 'tvm-qplugin[tflite]'"
+        ) from None
