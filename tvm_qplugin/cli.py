@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tvm_qplugin import cli_build, cli_demo, cli_evaluate, cli_quantize, cli_run
+from tvm_qplugin import cli_build, cli_check, cli_demo, cli_evaluate, cli_quantize, cli_run
 from tvm_qplugin.console import say
 from tvm_qplugin.core.errors import QPluginError
 from tvm_qplugin.report import Report, plain
@@ -96,6 +96,9 @@ def _command(name: str, function: Function) -> None:
         with _errors(debug):
             report = function(*args, **kwargs)
         _show(report, as_json)
+        if report.failure:
+            say(f"Error: {report.failure}", "red")
+            raise typer.Exit(1)
 
     parameters = [*signature.parameters.values(), _JSON, _DEBUG]
     run.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
@@ -190,6 +193,7 @@ _COMMANDS: dict[str, Function] = {
     "bench": cli_run.bench,
     "evaluate": cli_evaluate.evaluate,
     "inspect": cli_build.inspect,
+    "check": cli_check.check,
     "calibrate": cli_quantize.calibrate,
     "merge-tables": cli_quantize.merge_tables,
 }

@@ -19,10 +19,14 @@ WEIGHTED = ("conv2d", "dense")
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a command: ``data`` is its JSON form, ``parts`` what a terminal shows."""
+    """The result of a command: ``data`` is its JSON form, ``parts`` what a terminal shows.
+
+    ``failure``: why the command ends with exit code 1 after it has shown them; "" if it does not.
+    """
 
     data: dict[str, Any]
     parts: tuple[RenderableType, ...]
+    failure: str = ""
 
 
 def line(text: str, style: str = "") -> Text:

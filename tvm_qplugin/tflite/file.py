@@ -39,11 +39,11 @@ DTYPES = {
 class TfliteTensor:
     """One tensor. ``data`` is a read-only view of the file for constants, None for activations.
 
-    ``quant.dtype`` is int32 for int64 biases (their zero point is 0). ``dynamic``: the file leaves an
-    extent open; ``shape`` has what it proposes, as LiteRT runs it (converters leave the batch open and
-    propose 1). Only files loaded with ``strict=False`` have other open extents (-1 in ``shape`` where
-    nothing is proposed), ``variable`` tensors (state), and ``sparse`` constants: those have no ``data``
-    but ``nbytes``, their size in the file.
+    ``quant.dtype`` is int32 for int64 biases (their zero point is 0). ``unknown`` are the dimensions
+    that the file leaves open; ``shape`` has what it proposes, as LiteRT runs it (converters leave the
+    batch open and propose 1). Only files loaded with ``strict=False`` have other open extents (-1 in
+    ``shape`` where nothing is proposed), ``variable`` tensors (state), and ``sparse`` constants: those
+    have no ``data`` but ``nbytes``, their size in the file.
     """
 
     name: str
@@ -51,10 +51,15 @@ class TfliteTensor:
     dtype: str
     quant: QuantParams | None = None
     data: Array | None = None
-    dynamic: bool = False
+    unknown: tuple[int, ...] = ()
     variable: bool = False
     sparse: bool = False
     nbytes: int = 0
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the file leaves an extent open."""
+        return bool(self.unknown)
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ class _Reader:
             raise table.error(f"has type {known}; expected one of {', '.join(DTYPES)}")
         if table.number(10, "<I"):
             raise table.error("lies in an external buffer; expected buffers inside of the file: export anew")
-        shape, dynamic = self._shape(table)
+        shape, unknown = self._shape(table)
         stored, sparse = self._buffer_at(table, 2), table.table(6, f"sparsity of {name}") is not None
         variable = bool(table.number(5, "<B"))
         if self.strict and variable:
@@ -209,10 +214,10 @@ class _Reader:
         if variable and data is not None and data.size:
             raise table.error(f"is variable and holds data; expected one or the other: {AGAIN}")
         quant = _quantization(table, shape, dtype)
-        return TfliteTensor(name, shape, dtype, quant, data, dynamic, variable, sparse, stored.size)
+        return TfliteTensor(name, shape, dtype, quant, data, unknown, variable, sparse, stored.size)
 
-    def _shape(self, table: Table) -> tuple[tuple[int, ...], bool]:
-        """The shape that the file proposes, and whether it leaves an extent open."""
+    def _shape(self, table: Table) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shape that the file proposes, and the dimensions that it leaves open."""
         stored, signature = table.vector(0, "<i4"), table.vector(7, "<i4")
         if max(stored.size, signature.size) > MAX_RANK:
             raise table.error(
@@ -228,7 +233,7 @@ class _Reader:
             raise table.error(f"has shape {list(shape)}: more than {MAX_ELEMENTS} elements")
         if self.strict and (-1 in shape or -1 in wanted[1:]):
             raise table.error("has an unknown extent (-1) that is not the batch; export with a fixed shape")
-        return shape, -1 in wanted
+        return shape, tuple(i for i, extent in enumerate(wanted) if extent < 0)
 
     def _operator(self, table: Table) -> TfliteOperator:
         index = table.number(0, "<I")

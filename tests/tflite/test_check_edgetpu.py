@@ -1,0 +1,488 @@
+"""The table of the Edge TPU: every rule, kept and broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tvm_qplugin.targets.edgetpu import EDGETPU, REWRITES, ROWS
+from tvm_qplugin.tflite.check import CheckReport, check
+from tvm_qplugin.tflite.file import load
+
+MAPPED = "Mapped to Edge TPU"
+UNSUPPORTED = "Operation not supported"
+DTYPE = "Operation is working on an unsupported data type"
+LIMITED = "Operation is otherwise supported, but not mapped due to some unspecified limitation"
+
+IMAGE = (1, 8, 8, 4)
+
+
+def t(shape: tuple[int, ...] = IMAGE, dtype: str = "int8", scale: Any = 0.5, zero: int = 0) -> Any:
+    """A computed tensor, made when LiteRT is there."""
+    return lambda lite: lite.Tensor(shape, dtype, scale, zero)
+
+
+def c(values: Any, dtype: str = "int32", scale: Any = None, axis: int = 0, zero: int = 0) -> Any:
+    return lambda lite: lite.constant(values, dtype, scale, axis, zero)
+
+
+def op(code: str, inputs: list[Any], output: Any, options: str = "", **fields: Any) -> Callable[[Any], bytes]:
+    outputs = output if isinstance(output, list) else [output]
+    made = fields.pop("version", None)
+    return lambda lite: lite.operator(
+        code, [x(lite) for x in inputs], [x(lite) for x in outputs], options, made, **fields
+    )
+
+
+def unary(code: str, shape: tuple[int, ...] = IMAGE, options: str = "", **fields: Any) -> Any:
+    return op(code, [t(shape)], t(shape), options, **fields)
+
+
+def binary(code: str, shape: tuple[int, ...] = IMAGE, options: str = "", **fields: Any) -> Any:
+    return op(code, [t(shape), t(shape)], t(shape), options, **fields)
+
+
+def pool(code: str, **fields: Any) -> Any:
+    return op(code, [t()], t((1, 4, 4, 4)), "Pool2DOptions", filterHeight=2, filterWidth=2, **fields)
+
+
+def conv(code: str = "CONV_2D", weight: Any = None, bias: Any = None, **fields: Any) -> Any:
+    shape, name = ((4, 3, 3, 4), "Conv2D") if code == "CONV_2D" else ((1, 3, 3, 4), "DepthwiseConv2D")
+    weight = weight or c(np.ones(shape), "int8", 0.1)
+    bias = bias or c([0] * 4, "int32", 0.05)
+    return op(code, [t(), weight, bias], t(), f"{name}Options", **fields)
+
+
+def dense(output: tuple[int, ...] = (1, 4), weight: Any = None, **fields: Any) -> Any:
+    weight = weight or c(np.ones((4, 16)), "int8", 0.1)
+    inputs = [t((*output[:-1], 16)), weight, c([0] * 4, "int32", 0.05)]
+    return op("FULLY_CONNECTED", inputs, t(output), "FullyConnectedOptions", **fields)
+
+
+def concat(inputs: list[Any], **fields: Any) -> Any:
+    return op("CONCATENATION", inputs, t((1, 8, 8, 8)), "ConcatenationOptions", axis=3, **fields)
+
+
+def reduce(code: str, axes: list[int], shape: tuple[int, ...] = IMAGE) -> Any:
+    return op(code, [t(shape), c(axes)], t((1, 4)), "ReducerOptions")
+
+
+def pad(pads: list[list[int]]) -> Any:
+    return op("PAD", [t(), c(pads)], t((1, 10, 10, 4)), "PadOptions")
+
+
+def slices(strides: tuple[int, ...] = (1, 1, 1, 1), **fields: Any) -> Any:
+    ends = [c([0, 0, 0, 0]), c([1, 4, 4, 4]), c(strides)]
+    return op("STRIDED_SLICE", [t(), *ends], t((1, 4, 4, 4)), "StridedSliceOptions", **fields)
+
+
+def resize(code: str, before: tuple[int, ...] = IMAGE, after: tuple[int, ...] = (1, 16, 16, 4)) -> Any:
+    options = "ResizeBilinearOptions" if "BILINEAR" in code else "ResizeNearestNeighborOptions"
+    return op(code, [t(before), c([16, 16])], t(after), options)
+
+
+def transpose_conv(weight: Any = None) -> Any:
+    weight = weight or c(np.ones((4, 2, 2, 4)), "int8", 0.1)
+    inputs = [c([1, 16, 16, 4]), weight, t(), c([0] * 4, "int32", 0.05)]
+    fields = {"strideH": 2, "strideW": 2}
+    return op("TRANSPOSE_CONV", inputs, t((1, 16, 16, 4)), "TransposeConvOptions", **fields)
+
+
+def lstm(code: str = "UNIDIRECTIONAL_SEQUENCE_LSTM") -> Any:
+    options = {"UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions"}
+    return op(code, [t((1, 5, 4))], t((1, 5, 4)), options.get(code, "BidirectionalSequenceLSTMOptions"))
+
+
+FLAT = {"fusedActivationFunction": 0}
+RELU6 = {"fusedActivationFunction": 3}
+PASSING: dict[str, Callable[[Any], bytes]] = {
+    "ADD": binary("ADD", options="AddOptions", **RELU6),
+    "SUB": binary("SUB", options="SubOptions"),
+    "MUL": binary("MUL", options="MulOptions"),
+    "MAXIMUM": binary("MAXIMUM"),
+    "MINIMUM": binary("MINIMUM"),
+    "LOGISTIC": unary("LOGISTIC"),
+    "TANH": unary("TANH"),
+    "RELU": unary("RELU"),
+    "RELU6": unary("RELU6"),
+    "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
+    "L2_NORMALIZATION": unary("L2_NORMALIZATION", options="L2NormOptions"),
+    "SLICE": op("SLICE", [t(), c([0, 0, 0, 0]), c([1, 4, 4, 4])], t((1, 4, 4, 4))),
+    "SPACE_TO_DEPTH": op("SPACE_TO_DEPTH", [t()], t((1, 4, 4, 16)), "SpaceToDepthOptions", blockSize=2),
+    "AVERAGE_POOL_2D": pool("AVERAGE_POOL_2D"),
+    "MAX_POOL_2D": pool("MAX_POOL_2D"),
+    "CONCATENATION": concat([t(), t()]),
+    "CONV_2D": conv(dilationHFactor=2, dilationWFactor=2),
+    "DEPTHWISE_CONV_2D": conv("DEPTHWISE_CONV_2D", dilationHFactor=2, dilationWFactor=2),
+    "EXPAND_DIMS": op("EXPAND_DIMS", [t((8, 4)), c([0])], t((1, 8, 4)), "ExpandDimsOptions"),
+    "QUANTIZE": op("QUANTIZE", [t(dtype="uint8")], t(), "QuantizeOptions"),
+    "FULLY_CONNECTED": dense(),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lstm(),
+    "MEAN": reduce("MEAN", [1, 2], (1, 64, 128, 3)),
+    "PACK": op("PACK", [t((8, 4)), t((8, 4))], t((8, 2, 4)), "PackOptions", axis=1, valuesCount=2),
+    "PAD": pad([[0, 0], [1, 1], [1, 1], [0, 4]]),
+    "PRELU": op("PRELU", [t(), c(np.ones((1, 1, 4)), "int8", 0.1)], t()),
+    "REDUCE_MAX": reduce("REDUCE_MAX", [1, 2]),
+    "REDUCE_MIN": reduce("REDUCE_MIN", [-1]),
+    "RESHAPE": op("RESHAPE", [t(), c([1, 256])], t((1, 256)), "ReshapeOptions"),
+    "RESIZE_BILINEAR": resize("RESIZE_BILINEAR"),
+    "RESIZE_NEAREST_NEIGHBOR": resize("RESIZE_NEAREST_NEIGHBOR"),
+    "SOFTMAX": unary("SOFTMAX", (1, 16_000), "SoftmaxOptions", beta=1.0),
+    "SPLIT": op("SPLIT", [c([3]), t()], [t((1, 8, 8, 2))] * 2, "SplitOptions", numSplits=2),
+    "SQUEEZE": op("SQUEEZE", [t((1, 1, 8, 4))], t((8, 4)), "SqueezeOptions", squeezeDims=[0, 1]),
+    "STRIDED_SLICE": slices(),
+    "SUM": reduce("SUM", [1, 2]),
+    "RSQRT": unary("RSQRT"),
+    "SQUARED_DIFFERENCE": binary("SQUARED_DIFFERENCE"),
+    "TRANSPOSE": op("TRANSPOSE", [t((8, 4)), c([1, 0])], t((4, 8))),
+    "TRANSPOSE_CONV": transpose_conv(),
+}
+FLOAT = t(dtype="float32", scale=None)
+FAILING: list[tuple[str, Callable[[Any], bytes], str, str, str]] = [
+    # what, model, status, rule, remedy
+    (
+        "float",
+        op("ADD", [FLOAT, FLOAT], FLOAT, "AddOptions"),
+        DTYPE,
+        "int8 or uint8.*is float32",
+        "quantize the model",
+    ),
+    (
+        "int16",
+        op("RELU", [t(dtype="int16")], t(dtype="int16")),
+        DTYPE,
+        "input0 is int16",
+        "quantize the model",
+    ),
+    ("no scale", op("RELU", [t(scale=None)], t()), DTYPE, "input0 has no scale", "quantize"),
+    (
+        "float to int8",
+        op("QUANTIZE", [FLOAT], t(), "QuantizeOptions"),
+        DTYPE,
+        "input0 is float32",
+        "quantize",
+    ),
+    (
+        "batch",
+        unary("RELU", (2, 8, 8, 4)),
+        LIMITED,
+        r"three innermost dimensions exceed 1: input0 has shape \[2,8,8,4\]",
+        "batch 1",
+    ),
+    ("batch of 5", unary("RELU", (2, 1, 8, 8, 4)), LIMITED, "three innermost", "batch 1"),
+    (
+        "pool activation",
+        pool("AVERAGE_POOL_2D", **RELU6),
+        LIMITED,
+        "no fused activation: has RELU6 fused",
+        "operator of its own",
+    ),
+    (
+        "pool activation 2",
+        pool("MAX_POOL_2D", **RELU6),
+        LIMITED,
+        "no fused activation: has RELU6 fused",
+        "operator of its own",
+    ),
+    ("concat activation", concat([t(), t()], **RELU6), LIMITED, "no fused activation", "operator of its own"),
+    (
+        "concat constant",
+        concat([t(), c(np.ones(IMAGE), "int8", 0.5)]),
+        LIMITED,
+        "all zeros: input1 is not all zeros",
+        "PAD",
+    ),
+    (
+        "concat three",
+        concat([t(), t(), c(np.zeros(IMAGE), "int8", 0.5)]),
+        LIMITED,
+        "joins 3 tensors, 1 of them constant",
+        "PAD",
+    ),
+    (
+        "conv dilation",
+        conv(dilationHFactor=2),
+        LIMITED,
+        "same dilation in x and y: dilation_h_factor is 2",
+        "insert zeros",
+    ),
+    (
+        "conv weight",
+        conv(weight=t((1, 3, 3, 4))),
+        LIMITED,
+        "parameters are constant: input1 is computed",
+        "fold",
+    ),
+    (
+        "conv weight type",
+        conv(weight=c(np.ones((4, 3, 3, 4)), "int16", 0.1)),
+        DTYPE,
+        "weights are int8 or uint8: input1 is int16",
+        "quantize",
+    ),
+    ("conv bias", conv(bias=t((4,), "int32")), DTYPE, "input2 is int32", "quantize"),
+    (
+        "depthwise dilation",
+        conv("DEPTHWISE_CONV_2D", dilationWFactor=2),
+        LIMITED,
+        "same dilation",
+        "insert zeros",
+    ),
+    ("dense batch", dense((3, 4)), LIMITED, r"output is 1-D: output0 has shape \[3,4\]", "reshape"),
+    (
+        "dense format",
+        dense(weightsFormat=1),
+        LIMITED,
+        "weights_format is DEFAULT: weights_format is SHUFFLED",
+        "default format",
+    ),
+    ("dense weight", dense(weight=t((4, 16))), LIMITED, "parameters are constant", "fold"),
+    (
+        "mean batch",
+        reduce("MEAN", [0]),
+        LIMITED,
+        "not along the batch dimension: works on axis 0 of 4",
+        "another axis",
+    ),
+    (
+        "mean depth",
+        reduce("MEAN", [3], (1, 4, 4, 6)),
+        LIMITED,
+        "multiple of 4 channels: reduces 6 channels",
+        "pad the channels",
+    ),
+    (
+        "mean large",
+        reduce("MEAN", [1, 2], (1, 256, 128, 3)),
+        LIMITED,
+        "64x128.*reduces 256x128",
+        "split the mean.*AVERAGE_POOL_2D",
+    ),
+    (
+        "mean axes",
+        op("MEAN", [t(), t((2,), "int8")], t((1, 4)), "ReducerOptions"),
+        LIMITED,
+        "parameters are constant",
+        "fold",
+    ),
+    (
+        "pack batch",
+        op("PACK", [t((8, 4))] * 2, t((2, 8, 4)), "PackOptions", axis=0, valuesCount=2),
+        LIMITED,
+        "not along the batch",
+        "axis",
+    ),
+    (
+        "pad batch",
+        pad([[0, 1], [1, 1], [1, 1], [0, 0]]),
+        LIMITED,
+        r"not the batch dimension: pads axis 0 by \[0, 1\]",
+        "pad another axis",
+    ),
+    (
+        "prelu alpha",
+        op("PRELU", [t(), c(np.ones((8, 8, 4)), "int8", 0.1)], t()),
+        LIMITED,
+        r"alpha is 1-D: alpha has shape \[8, 8, 4\]",
+        "share alpha",
+    ),
+    ("prelu computed", op("PRELU", [t(), t((1, 1, 4))], t()), LIMITED, "parameters are constant", "fold"),
+    ("max batch", reduce("REDUCE_MAX", [0]), LIMITED, "not along the batch", "another axis"),
+    ("min batch", reduce("REDUCE_MIN", [0, 1]), LIMITED, "not along the batch", "another axis"),
+    ("sum batch", reduce("SUM", [-4]), LIMITED, "not along the batch", "another axis"),
+    (
+        "resize flat",
+        resize("RESIZE_BILINEAR", (8, 4), (16, 4)),
+        LIMITED,
+        "input and output are 3-D: input0 has 2 dim",
+        "reshape",
+    ),
+    ("resize flat 2", resize("RESIZE_NEAREST_NEIGHBOR", (8, 4), (16, 4)), LIMITED, "are 3-D", "reshape"),
+    (
+        "softmax 2-D",
+        unary("SOFTMAX", (4, 10), "SoftmaxOptions", beta=1.0),
+        LIMITED,
+        r"input is 1-D.*shape \[4,10\]",
+        "reshape",
+    ),
+    (
+        "softmax large",
+        unary("SOFTMAX", (1, 16_001), "SoftmaxOptions", beta=1.0),
+        LIMITED,
+        "at most 16000 elements: input0 has 16001",
+        "reshape",
+    ),
+    (
+        "split batch",
+        op("SPLIT", [c([0]), t((4, 8))], [t((2, 8))] * 2, "SplitOptions", numSplits=2),
+        LIMITED,
+        "not along the batch",
+        "axis",
+    ),
+    (
+        "strides",
+        slices((1, 2, 2, 1)),
+        LIMITED,
+        r"all strides are 1: strides are \[1, 2, 2, 1\]",
+        "convolution or a pool",
+    ),
+    ("ellipsis", slices(ellipsisMask=1), LIMITED, "ellipsis_mask is 0: ellipsis_mask is 1", "begin and end"),
+    ("new axis", slices(newAxisMask=2), LIMITED, "new_axis_mask is 0: new_axis_mask is 2", "RESHAPE"),
+    ("slice", op("SLICE", [t(), c([0] * 4), t((4,))], t()), LIMITED, "parameters are constant", "fold"),
+    (
+        "reshape",
+        op("RESHAPE", [t(), t((2,))], t((1, 256)), "ReshapeOptions"),
+        LIMITED,
+        "parameters are constant",
+        "fold",
+    ),
+    (
+        "expand",
+        op("EXPAND_DIMS", [t((8, 4)), t((1,))], t((1, 8, 4)), "ExpandDimsOptions"),
+        LIMITED,
+        "parameters",
+        "fold",
+    ),
+    ("transpose", op("TRANSPOSE", [t((8, 4)), t((2,))], t((4, 8))), LIMITED, "parameters", "fold"),
+    ("transpose conv", transpose_conv(t((1, 2, 2, 4))), LIMITED, "parameters", "fold"),
+    ("sin", unary("SIN"), UNSUPPORTED, "no row for the operator SIN", "cut the model"),
+    (
+        "top k",
+        op("TOPK_V2", [t((1, 8)), c(3)], [t((1, 3)), t((1, 3), "int32")]),
+        UNSUPPORTED,
+        "TOPK_V2",
+        "cut",
+    ),
+    (
+        "arg min",
+        op("ARG_MIN", [t(), c([3])], t((1, 8, 8), "int32"), "ArgMinOptions"),
+        UNSUPPORTED,
+        "ARG_MIN",
+        "cut",
+    ),
+    (
+        "leaky relu",
+        unary("LEAKY_RELU", options="LeakyReluOptions", alpha=0.1),
+        UNSUPPORTED,
+        "LEAKY_RELU",
+        "PRELU with a 1-D alpha",
+    ),
+    ("hard swish", unary("HARD_SWISH"), UNSUPPORTED, "HARD_SWISH", r"x \* RELU6\(x \+ 3\) / 6"),
+    ("two-way lstm", lstm("BIDIRECTIONAL_SEQUENCE_LSTM"), UNSUPPORTED, "BIDIRECTIONAL", "two UNIDIRECTIONAL"),
+    (
+        "dequantize",
+        op("DEQUANTIZE", [t()], FLOAT, "DequantizeOptions"),
+        UNSUPPORTED,
+        "DEQUANTIZE",
+        "int8 or uint8 outputs",
+    ),
+]
+OLD = {
+    "dilated depthwise": (
+        conv("DEPTHWISE_CONV_2D", dilationHFactor=2, dilationWFactor=2),
+        13,
+        "no dilation: is dilated by 2x2",
+    ),
+    "mean along z": (reduce("MEAN", [3]), 13, "along x and y only: works on axis 3 of 4"),
+    "pad along z": (pad([[0, 0], [0, 0], [0, 0], [0, 4]]), 13, "pads x and y only: pads axis 3"),
+    "squeeze behind": (
+        op("SQUEEZE", [t((1, 8, 1, 4))], t((1, 8, 4)), "SqueezeOptions", squeezeDims=[2]),
+        13,
+        r"leading dimensions: removes axes \[2\]",
+    ),
+    "expand": (PASSING["EXPAND_DIMS"], 13, ""),
+    "quantize": (PASSING["QUANTIZE"], 13, ""),
+    "pack": (PASSING["PACK"], 13, ""),
+    "prelu": (PASSING["PRELU"], 13, ""),
+    "sum": (PASSING["SUM"], 13, ""),
+    "transpose conv": (PASSING["TRANSPOSE_CONV"], 13, ""),
+    "lstm": (PASSING["UNIDIRECTIONAL_SEQUENCE_LSTM"], 14, ""),
+    "max": (PASSING["REDUCE_MAX"], 14, ""),
+    "min": (PASSING["REDUCE_MIN"], 14, ""),
+    "rsqrt": (PASSING["RSQRT"], 14, ""),
+    "squared difference": (PASSING["SQUARED_DIFFERENCE"], 14, ""),
+    "transpose": (PASSING["TRANSPOSE"], 14, ""),
+}
+ANY_RUNTIME = {
+    "depthwise": conv("DEPTHWISE_CONV_2D"),
+    "mean along x and y": reduce("MEAN", [1, 2]),
+    "pad x and y": pad([[0, 0], [1, 1], [1, 1], [0, 0]]),
+    "squeeze in front": PASSING["SQUEEZE"],
+    "conv": PASSING["CONV_2D"],
+}
+
+
+def report(file: bytes, runtime: int | None = None) -> CheckReport:
+    return check(load(file, strict=False), EDGETPU, runtime)
+
+
+def test_every_row_has_a_passing_model() -> None:
+    assert set(PASSING) == {row.name for row in ROWS}
+
+
+@pytest.mark.parametrize("name", PASSING)
+def test_rule_kept(litert: Any, name: str) -> None:
+    result = report(PASSING[name](litert))
+    (finding,) = result.findings
+    assert (finding.operator, finding.placed, finding.status) == (name, "mapped", MAPPED)
+    assert result.complete and result.cut is None and result.partitions == 1
+    row = EDGETPU.row(name)
+    assert row is not None and finding.rule == ("; ".join(limit.text for limit in row.limits) or "no limit")
+
+
+@pytest.mark.parametrize(
+    ("what", "model", "status", "rule", "hint"), FAILING, ids=[case[0] for case in FAILING]
+)
+def test_rule_broken(litert: Any, what: str, model: Any, status: str, rule: str, hint: str) -> None:
+    (finding,) = report(model(litert)).findings
+    assert (finding.placed, finding.status) == ("cpu", status)
+    match(rule, finding.rule)
+    match(hint, finding.hint)
+
+
+def match(pattern: str, text: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        raise ValueError(text)
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_rules_of_older_runtimes(litert: Any, name: str) -> None:
+    model, needed, why = OLD[name]
+    assert report(model(litert)).runtime == needed
+    assert report(model(litert), needed).complete
+    (finding,) = report(model(litert), needed - 1).findings
+    assert (finding.placed, finding.status) == ("cpu", UNSUPPORTED)
+    match(f"needs runtime {needed}, not {needed - 1}.*{why}", finding.rule)
+    assert finding.hint == f"use runtime {needed} or newer"
+
+
+@pytest.mark.parametrize("name", ANY_RUNTIME)
+def test_what_older_runtimes_map(litert: Any, name: str) -> None:
+    result = report(ANY_RUNTIME[name](litert), 10)
+    assert result.complete and result.runtime == 0
+
+
+@pytest.mark.parametrize("code", ["SUM", "RSQRT", "SQUARED_DIFFERENCE", "TRANSPOSE", "TRANSPOSE_CONV"])
+def test_what_nobody_saw_map_is_said(litert: Any, code: str) -> None:
+    (finding,) = report(PASSING[code](litert)).findings
+    match("nobody here saw it map", finding.note)
+
+
+@pytest.mark.parametrize("code", ["RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"])
+def test_sizes_that_may_be_refused_are_said(litert: Any, code: str) -> None:
+    match("some sizes are refused", report(PASSING[code](litert)).findings[0].note)
+
+
+def test_large_reshapes_are_doubtful(litert: Any) -> None:
+    assert not report(PASSING["RESHAPE"](litert)).findings[0].note
+    large = op("RESHAPE", [t((1, 256, 257, 1)), c([1, 65_792])], t((1, 65_792)), "ReshapeOptions")
+    (finding,) = report(large(litert)).findings
+    assert finding.placed == "mapped"
+    match("may not map .no limit is published.: moves 65792", finding.note)
+
+
+def test_rewrites_are_for_operators_without_a_row() -> None:
+    assert not {row.name for row in ROWS} & set(REWRITES)
