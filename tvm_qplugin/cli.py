@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tvm_qplugin import cli_build, cli_check, cli_demo, cli_evaluate, cli_quantize, cli_run
+from tvm_qplugin import cli_build, cli_check, cli_demo, cli_evaluate, cli_export, cli_quantize, cli_run
 from tvm_qplugin.console import say
 from tvm_qplugin.core.errors import QPluginError
 from tvm_qplugin.report import Report, plain
@@ -189,6 +189,7 @@ _COMMANDS: dict[str, Function] = {
     "demo": cli_demo.demo,
     "quantize": cli_quantize.quantize,
     "build": cli_build.build,
+    "export": cli_export.export,
     "run": cli_run.run,
     "bench": cli_run.bench,
     "evaluate": cli_evaluate.evaluate,

@@ -65,7 +65,8 @@ def exported(
 
     if not is_quantized(module):
         raise ModelError(
-            "the module is in float, a .tflite of integers was asked for: quantize it first with quantize()"
+            "the model is in float, and a .tflite of integers was asked for: quantize it first, with "
+            "quantize() or `tvm-qplugin quantize`"
         )
     typed = with_io(module, io)
     lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(typed)

@@ -266,7 +266,7 @@ def test_refused_options() -> None:
         export_tflite(net.module(output), per_channel_dense=False)
     with pytest.raises(RecipeError, match="io='uint8' was asked for, the module has int8"):
         export_tflite(net.module(output, "int8"), io="uint8")
-    with pytest.raises(ModelError, match="is in float"):
+    with pytest.raises(ModelError, match="the model is in float"):
         export_tflite(frontend.load(demo.model_path()))
 
 

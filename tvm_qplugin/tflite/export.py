@@ -52,13 +52,17 @@ _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 class Exported:
     """A file, and which inputs and outputs it takes and gives as NHWC where the module has NCHW.
 
+    ``inputs`` and ``outputs`` are those of the signature, ``operators`` counts the file's by TFLite's names,
     ``layers`` names the tensors that follow the model's own outputs (see ``every_layer``).
     """
 
     data: bytes
     nhwc_inputs: tuple[bool, ...]
     nhwc_outputs: tuple[bool, ...]
-    layers: tuple[str, ...] = ()
+    layers: tuple[str, ...]
+    inputs: dict[str, Value]
+    outputs: dict[str, Value]
+    operators: dict[str, int]
 
 
 def export_lowered(
@@ -111,8 +115,9 @@ class _Export:
         layers = {var.name: self.env[var] for var in hidden if var not in self.dropped}
         taps = {f"layer {name}": value for name, value in layers.items()}
         data = self.writer.finish(inputs, {**outputs, **taps}, signature)
-        given = tuple(param in self.images for param in self.func.params)
-        return Exported(data, given, tuple(var in self.images for var in self.outputs), tuple(layers))
+        nhwc = [tuple(var in self.images for var in side) for side in (self.func.params, self.outputs)]
+        counts = self.writer.counts()
+        return Exported(data, nhwc[0], nhwc[1], tuple(layers), inputs, outputs, counts)
 
     def _before(self) -> set[int]:
         """The tensors that are there before the first operator."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -90,6 +91,11 @@ class Writer:
                     raise AttributeError(f"{options} has no field {name}")
                 setattr(operator.builtinOptions, name, value)
         self._graph.operators.append(operator)
+
+    def counts(self) -> dict[str, int]:
+        """How many operators there are of each kind, the most frequent first."""
+        names = [name for name, _ in self._codes]
+        return dict(Counter(names[operator.opcodeIndex] for operator in self._graph.operators).most_common())
 
     def enum(self, name: str, member: str) -> int:
         """A number of the schema, as ``enum("Padding", "SAME")``."""

@@ -1,0 +1,51 @@
+"""``tvm-qplugin export`` on the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tvm_qplugin import cli, demo
+
+
+def call(*args: object) -> Any:
+    return CliRunner().invoke(cli.app, [str(arg) for arg in args], env={"COLUMNS": "200"})
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "q"
+    result = call(
+        "quantize", demo.model_path(), "--calibration", demo.calibration_path(), "--samples", 9, "-o", folder
+    )
+    assert result.exit_code == 0, result.stderr
+    return folder
+
+
+def test_exported_file_runs(litert: Any, stage: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    result = call("export", stage, "-o", path, "--io", "uint8", "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["bytes"] == path.stat().st_size and data["operators"]["CONV_2D"] > 0
+    (given,), (made,) = data["inputs"], data["outputs"]
+    assert (given["name"], given["shape"], given["dtype"]) == ("image", [1, 8, 8, 1], "uint8")
+    codes = np.rint(demo.evaluation()[0][0].reshape(1, 8, 8, 1) / given["scale"]) + given["zero point"]
+    (logits,) = litert.run(path.read_bytes(), codes.astype("uint8")).outputs
+    assert logits.shape == tuple(made["shape"]) and logits.argmax() == demo.evaluation()[1][0]
+
+
+def test_shown(litert: Any, stage: Path, tmp_path: Path) -> None:
+    text = call("export", stage, "-o", tmp_path / "model.tflite").stdout
+    assert "1x8x8x1" in text and "operators: " in text and "CONV_2D" in text
+
+
+def test_a_float_model_is_refused(tmp_path: Path) -> None:
+    result = call("export", demo.model_path(), "-o", tmp_path / "model.tflite")
+    assert result.exit_code == 1 and "quantize it first" in result.stderr
+    assert not list(tmp_path.iterdir())
