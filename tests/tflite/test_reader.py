@@ -15,6 +15,7 @@ from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array, QuantParams
+from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.frontend import check_canonical, load
 from tvm_qplugin.passes import ir
 from tvm_qplugin.simulator import simulate
@@ -470,3 +471,23 @@ def test_shapes_and_batch_are_fixed(litert: Any) -> None:
         load(file, batch=2)
     with pytest.raises(ModelError, match="are fixed"):
         load(file, shapes={"x": (1, 2)})
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in IN_FLOAT])
+def test_what_was_read_can_be_exported_and_read_again(litert: Any, case: str) -> None:
+    module = read_tflite(file_of(litert, case, True))
+    again = export_tflite(module, keep_layout=True)
+    arrays = inputs_of(module, 2)
+    wanted = simulate(module, *arrays)
+    for got in (litert.run(again, *arrays).outputs, simulate(read_tflite(again), *arrays)):
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("io", ["float", "uint8"])
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "tiny_kws_dscnn"])
+def test_our_own_exports(litert: Any, shared_data: Path, name: str, io: str) -> None:
+    source = load(shared_data / "models" / f"{name}.onnx", input_layout="NHWC")
+    samples = [inputs_of(source, seed) for seed in range(3)]
+    file = export_tflite(quantize(source, calibration=samples, io=io))
+    assert all(op.integer for op in equal(litert, load(file), file, (5,)).manifest.operators)
