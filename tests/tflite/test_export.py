@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,6 +114,9 @@ NETS: dict[str, Make] = {
     "clip above": then(conv(7), "Clip", -0.25, 1e9),
     "relu alone": lambda net: net("Relu", net("MaxPool", "x", kernel_shape=[2, 2])),
     "clip alone": lambda net: net("Clip", "x", net.weight(np.float32(-0.5)), net.weight(np.float32(1))),
+    "clip -1 to 1 alone": lambda net: net(
+        "Clip", net("MaxPool", "x", kernel_shape=[2, 2]), *(net.weight(np.float32(b)) for b in (-1, 1))
+    ),
     "add": lambda net: net("Add", conv(6, pads=[1] * 4)(net), "x"),
     "add relu": lambda net: net("Relu", net("Add", conv(6, pads=[1] * 4)(net), "x")),
     "sub": lambda net: net("Sub", conv(6, pads=[1] * 4)(net), "x"),
@@ -276,6 +281,36 @@ def test_the_demo(litert: Any) -> None:
     for image in demo.evaluation()[0][:8, None]:
         assert set(differing(litert, module, image).values()) == {0}
         np.testing.assert_array_equal(run([image])[0], Simulator(module).run(image)[0])
+
+
+QUICK = ("tiny_kws_dscnn", "tiny_resnet8_cifar10", "tiny_ad_autoencoder")
+REAL = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name in (
+        *QUICK,
+        "tiny_vww_mobilenetv1_025_96",
+        "mobilenet_v1_0.25_224",
+        "mobilenet_v1_0.75_224",
+        "mobilenet_v2_1.0_224",
+        "resnet20_cifar10",
+        "resnet56_cifar10",
+        "deeplabv3_mnv2_dm05_257",
+        "fastestdet_coco_352",
+    )
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
+    """The command that measures them all, with few samples."""
+    script = Path(__file__).parents[2] / "scripts" / "tflite_equality.py"
+    few = ("--samples", "2", "--dev", "20", "--calibration", "5", "--dense-per-tensor", "--json")
+    done = subprocess.run([sys.executable, script, name, *few], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr + done.stdout
+    row = json.loads(done.stdout)
+    assert row["samples"] == 2 and row["compared"] > 0 and row["layers"] > 9
+    assert (row["differs_from_oracle"], row["differs_from_so"], row["layers_that_differ"]) == (0, 0, [])
+    assert row["converter_bytes"] is None or row["bytes"] <= row["converter_bytes"]
 
 
 @pytest.fixture(scope="session")
