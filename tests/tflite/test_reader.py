@@ -464,6 +464,29 @@ def test_options_that_cannot_be_read(
         read_tflite(file_of(litert, case, True))
 
 
+@pytest.mark.parametrize(
+    ("case", "given"),
+    [
+        ("conv", [X]),
+        ("conv", [X, weight(5, 36), "bias"]),
+        ("conv", [X, weight(5, 3, 3, 3), "bias"]),
+        ("depthwise", [X, weight(1, 3, 3, 7), "bias"]),
+        ("dense", [X, weight(7, 5), "bias"]),
+        ("transpose", [X, number([0, 3, 1])]),
+        ("pad", [X, number([1, 2])]),
+        ("strided_slice", [X, number([0] * 4), number([1] * 4), number([0] * 4)]),
+        ("split", [number([]), X]),
+        ("mean", [X, "y"]),
+        ("slice", [X, number([0, 1]), number([1, 3])]),
+    ],
+)
+def test_damaged_operators(litert: Any, monkeypatch: pytest.MonkeyPatch, case: str, given: list[Any]) -> None:
+    code, _, *rest = CASES[case]
+    monkeypatch.setitem(CASES, case, (code, given, *rest))
+    with pytest.raises(ModelError, match=f"{code} that makes out0"):
+        read_tflite(file_of(litert, case, True))
+
+
 def test_shapes_and_batch_are_fixed(litert: Any) -> None:
     file = file_of(litert, "relu", True)
     assert load(file, batch=1) is not None

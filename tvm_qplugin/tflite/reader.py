@@ -108,10 +108,24 @@ def _module(model: TfliteModel) -> IRModule:
     for index, param in zip(model.inputs, params, strict=True):
         graph.receive(index, param)
     for op in model.operators:
-        OPERATORS[op.name](graph, op)
+        _convert(graph, op)
     results = [graph.result(index) for index in model.outputs]
     main = graph.finish(params, results).with_attrs(_attributes(graph, params, results))
     return IRModule({"main": main})
+
+
+def _convert(graph: Graph, op: TfliteOperator) -> None:
+    """One operator; what contradicts itself in a file (ranks, options) fails somewhere inside."""
+    try:
+        OPERATORS[op.name](graph, op)
+    except ModelError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        shapes = [graph.shape(index) for index in (*op.inputs, *op.outputs) if index >= 0]
+        raise graph.error(
+            op, f"shapes {shapes} or its options are wrong ({said}); the file is damaged: export it again"
+        ) from None
 
 
 def _attributes(graph: Graph, params: Sequence[relax.Var], results: Sequence[relax.Var]) -> dict[str, Any]:
