@@ -131,7 +131,7 @@ ROWS = (
     OpRule(
         "DEPTHWISE_CONV_2D",
         (weights_in(EIGHT_BIT), constant(1, 2), SAME_DILATION),
-        older=(NO_DILATION, R13),
+        older=((NO_DILATION, R13),),
     ),
     OpRule("EXPAND_DIMS", (CONSTANT_1,), R13),
     OpRule("QUANTIZE", (), R13),
@@ -143,10 +143,10 @@ ROWS = (
     OpRule(
         "MEAN",
         (CONSTANT_1, NOT_BATCH, last_dim_multiple(4), SMALL_MEAN),
-        older=(axes_not("x/y"), R13),
+        older=((axes_not("x/y"), R13),),
     ),
     OpRule("PACK", (axes_not("batch", None),), R13),
-    OpRule("PAD", (CONSTANT_1, pads_not("batch")), older=(pads_not("x/y"), R13)),
+    OpRule("PAD", (CONSTANT_1, pads_not("batch")), older=((pads_not("x/y"), R13),)),
     OpRule("PRELU", (CONSTANT_1, THIN_ALPHA), R13),
     _reduce("REDUCE_MAX", R14),
     _reduce("REDUCE_MIN", R14),
@@ -155,7 +155,7 @@ ROWS = (
     OpRule("RESIZE_NEAREST_NEIGHBOR", (CONSTANT_1, IMAGES), caution=SOME_SIZES),
     OpRule("SOFTMAX", (one_dimensional("input", 16_000),)),
     OpRule("SPLIT", (constant(0), axes_not("batch", 0))),
-    OpRule("SQUEEZE", (), older=(LEADING, R13)),
+    OpRule("SQUEEZE", (), older=((LEADING, R13),)),
     OpRule("STRIDED_SLICE", (constant(1, 2, 3), UNIT_STRIDES, NO_ELLIPSIS, NO_NEW_AXIS)),
     _reduce("SUM", R13, UNVERIFIED),
     OpRule("RSQRT", (), R14, caution=UNVERIFIED),
@@ -166,6 +166,7 @@ ROWS = (
 REWRITES = {
     "LEAKY_RELU": "PRELU with a 1-D alpha",
     "HARD_SWISH": "x * RELU6(x + 3) / 6, written as ADD, RELU6 and MUL",
+    "QUANTIZE": "int8 or uint8 inputs (`--io int8`), so that nothing is converted",
     "DEQUANTIZE": "int8 or uint8 outputs (`--io int8`), so that nothing is converted",
     "PADV2": "PAD, which pads with the zero point",
     "MIRROR_PAD": "PAD before training, or CONCATENATION of slices",

@@ -1,4 +1,7 @@
-"""Arm Ethos-U55 and U65 as a table, from what Vela 5.2 publishes with ``--supported-ops-report``."""
+"""Arm Ethos-U55 and U65 as a table, from what Vela 5.2 publishes with ``--supported-ops-report``.
+
+"Vela 4" is the legacy core, which Vela 5 still holds and which is stricter.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +41,7 @@ def _max_window(op: Op) -> str | None:
 def _stride(op: Op) -> str | None:
     strides = [op.options.get(f"stride_{side}", 1) for side in "hw"]
     dilated = any(op.options.get(f"dilation_{side}_factor", 1) != 1 for side in "hw")
-    free = op.options.get("padding") == "VALID" and not dilated
-    return f"strides are {strides[0]}x{strides[1]}" if max(strides) > 3 and not free else None
+    return f"strides are {strides[0]}x{strides[1]}" if max(strides) > 3 and dilated else None
 
 
 def _same_grids(op: Op) -> str | None:
@@ -95,10 +97,13 @@ def _softmax_rows(op: Op) -> str | None:
 NARROW_ONLY = activations_in(NARROW)
 WINDOW = where("window up to 8x8 (SAME), height up to 256 (VALID)", _pool_window, "pool in two steps")
 MAX_WINDOW = where("window height up to 256, area up to 65536", _max_window, "pool in two steps")
-STRIDE = where("strides up to 3, larger ones with VALID and no dilation", _stride, "split the stride")
+STRIDE = where("strides above 3 only without dilation", _stride, "split the stride")
+STRIDES_3 = options_between(1, 3, "stride_h", "stride_w", hint="split the stride")
 SAME_GRIDS = where("inputs have the output's scale and zero point", _same_grids, "share the scales")
 SCALE_FACTOR = where("sizes grow 2, 4 or 8 times, equally in y and x", _scale_factor, "resize in two steps")
-CONV = (weights_in(("int8", "uint8")), constant(2), weight_sum_at_most(8_323_072), kernel_at_most(64, 4096))
+CONV = (weights_in(("int8", "uint8")), constant(2), weight_sum_at_most(8_323_072))
+KERNEL = kernel_at_most(64, 4096)
+V5 = 5
 PARAMETERS = constant(1, 2, 3)
 
 
@@ -111,15 +116,16 @@ ROWS = (
     *_rows("ABS CONCATENATION HARD_SWISH LEAKY_RELU LOGISTIC TANH PACK UNPACK PRELU", NARROW_ONLY),
     *_rows("RELU RELU6 RELU_0_TO_1 RELU_N1_TO_1 SPLIT SPLIT_V SQUARED_DIFFERENCE TILE", NARROW_ONLY),
     *_rows("REDUCE_MAX REDUCE_MIN SUM QUANTIZE", NARROW_ONLY),
-    *_rows("EXP LOG RSQRT", activations_in(("int8", "int16"))),
+    *_rows("LOG RSQRT", activations_in(("int8", "int16"))),
+    OpRule("EXP", (NARROW_ONLY,), older=((activations_in(("int8", "int16")), V5),)),
     *_rows("ELU", activations_in(("int8",))),
     *_rows("GELU", activations_in(("int8", "uint8"))),
     *_rows("MAXIMUM MINIMUM", NARROW_ONLY, SAME_GRIDS),
     *_rows("PAD PADV2 SLICE STRIDED_SLICE", NARROW_ONLY, PARAMETERS),
     *_rows("MIRROR_PAD TRANSPOSE", PARAMETERS),
     *_rows("RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR", NARROW_ONLY, SCALE_FACTOR),
-    OpRule("CONV_2D", (NARROW_ONLY, *CONV, STRIDE)),
-    OpRule("DEPTHWISE_CONV_2D", (NARROW_ONLY, *CONV, options_between(1, 3, "stride_h", "stride_w"))),
+    OpRule("CONV_2D", (NARROW_ONLY, *CONV, STRIDE), older=((KERNEL, V5), (STRIDES_3, V5))),
+    OpRule("DEPTHWISE_CONV_2D", (NARROW_ONLY, *CONV, STRIDES_3), older=((KERNEL, V5),)),
     OpRule("FULLY_CONNECTED", (weights_in(("int8", "uint8")), constant(2), weight_sum_at_most(8_323_072))),
     OpRule(
         "TRANSPOSE_CONV",
@@ -166,11 +172,12 @@ ETHOS_U = DeviceRules(
     everywhere=(
         activations_in((*NARROW, "int32"), exempt=("ARG_MAX",)),
         static_sizes(),
-        rank_at_most(4),
-        batch_one(),
         per_tensor_activations(WEIGHTED),
     ),
     rows=ROWS,
+    runtimes=(4, V5),
+    versioned="Vela",
+    older=((rank_at_most(4), V5), (batch_one(), V5)),
     rewrites={
         "DEQUANTIZE": "int8 outputs (`--io int8`), so that nothing is converted",
         "SPACE_TO_DEPTH": "CONV_2D with a kernel that picks the pixels",

@@ -80,6 +80,7 @@ NO_CORNERS = where(
     lambda op: (
         "has both" if op.options.get("align_corners") and op.options.get("half_pixel_centers") else None
     ),
+    "set one of them, as TFLite does",
 )
 
 GPU = DeviceRules(

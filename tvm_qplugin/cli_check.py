@@ -47,7 +47,10 @@ def check(
         str, typer.Option(help="Device: edgetpu, ethos-u, litert-gpu or litert-hexagon.")
     ] = "edgetpu",
     runtime: Annotated[
-        int | None, typer.Option(help="Edge TPU: version of its runtime.", show_default="the newest")
+        int | None,
+        typer.Option(
+            help="Version of the device's runtime (Edge TPU) or compiler (Vela).", show_default="newest"
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 if an operator stays on the CPU.")
@@ -170,7 +173,7 @@ def _summary(result: CheckReport) -> list[str]:
     if result.on_chip_bytes is not None:
         lines.append(_memory(result))
     if result.runtime:
-        lines.append(f"needs runtime {result.runtime} or newer")
+        lines.append(f"needs {result.versioned} {result.runtime} or newer")
     if result.float_io:
         lines.append(f"float on the CPU: {', '.join(result.float_io)}; use int8 or uint8 inputs and outputs")
     return [*lines, result.failure] if result.failure else lines

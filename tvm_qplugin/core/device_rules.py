@@ -75,15 +75,15 @@ class Limit:
 class OpRule:
     """A row of a table: the operator's name in the schema, and its limits.
 
-    ``runtime``: the device's runtime that is needed at least (0: any). ``older``: a limit that holds
-    below the runtime beside it. ``caution``: what is published too vaguely to decide; the operator
+    ``runtime``: the version that is needed at least (0: any). ``older``: limits that hold below the
+    version beside them. ``caution``: what is published too vaguely to decide; the operator
     counts as mapped, with the limit's words as a note.
     """
 
     name: str
     limits: tuple[Limit, ...] = ()
     runtime: int = 0
-    older: tuple[Limit, int] | None = None
+    older: tuple[tuple[Limit, int], ...] = ()
     caution: Limit | None = None
 
 
@@ -105,7 +105,8 @@ class DeviceRules:
 
     ``everywhere`` holds for every operator. ``one_subgraph``: after the first operator that does not
     map, nothing maps. ``on_chip_bytes``: memory for parameters (None: no such limit). ``runtimes``: the
-    oldest and the newest version of its runtime. ``rewrites``: what to write instead of an operator
+    oldest and the newest version of its runtime or compiler (``versioned``: what it is called), ``older``:
+    limits for every operator below a version. ``rewrites``: what to write instead of an operator
     without a row. ``source`` says where the rows come from.
     """
 
@@ -121,6 +122,8 @@ class DeviceRules:
     one_subgraph: bool = False
     on_chip_bytes: int | None = None
     runtimes: tuple[int, int] = (0, 0)
+    versioned: str = "runtime"
+    older: tuple[tuple[Limit, int], ...] = ()
 
     def row(self, name: str) -> OpRule | None:
         """The row of an operator."""

@@ -58,6 +58,7 @@ class CheckReport:
     on_chip_bytes: int | None
     float_io: tuple[str, ...]
     failure: str = ""
+    versioned: str = "runtime"
 
     @property
     def mapped(self) -> int:
@@ -108,6 +109,7 @@ def check(model: TfliteModel, rules: DeviceRules, runtime: int | None = None) ->
         rules.on_chip_bytes,
         _float_io(model) if rules.one_subgraph else (),
         _failure(model, rules, mapped),
+        rules.versioned,
     )
 
 
@@ -115,7 +117,7 @@ def _known(rules: DeviceRules, runtime: int | None) -> int:
     low, high = rules.runtimes
     if runtime is not None and not low <= runtime <= high:
         known = f"expected {low} to {high}" if high else "it has no runtime versions: leave the option out"
-        raise TargetError(f"runtime {runtime} of {rules.title} is unknown; {known}")
+        raise TargetError(f"{rules.versioned} {runtime} of {rules.title} is unknown; {known}")
     return high if runtime is None else runtime
 
 
@@ -133,18 +135,21 @@ def _finding(
     if broken is not None:
         limit, how = broken
         status = rules.words.dtype if limit.dtype else rules.words.limited
-        return replace(base, status=status, rule=f"{limit.text}: {how}", hint=limit.hint)
+        hint = rules.rewrites.get(operator.name, limit.hint) if limit.dtype else limit.hint
+        return replace(base, status=status, rule=f"{limit.text}: {how}", hint=hint)
     return _mapped(base, rules, row, op, runtime)
 
 
 def _mapped(base: Finding, rules: DeviceRules, row: OpRule, op: Op, runtime: int) -> Finding:
     needed, why = row.runtime, ""
-    if row.older is not None and row.older[1] > row.runtime:
-        how = row.older[0].broken(op)
-        needed, why = (row.older[1], f" ({row.older[0].text}: {how})") if how else (needed, "")
+    for limit, version in (*rules.older, *row.older):
+        how = limit.broken(op) if version > needed else None
+        if how is not None:
+            needed, why = version, f" ({limit.text}: {how})"
     if needed > runtime:
-        rule = f"needs runtime {needed}, not {runtime}{why}"
-        return replace(base, status=rules.words.unsupported, rule=rule, hint=f"use runtime {needed} or newer")
+        rule = f"needs {rules.versioned} {needed}, not {runtime}{why}"
+        hint = f"use {rules.versioned} {needed} or newer"
+        return replace(base, status=rules.words.unsupported, rule=rule, hint=hint)
     vague = row.caution.broken(op) if row.caution else None
     note = f"{row.caution.text}: {vague}" if row.caution and vague else ""
     rule = "; ".join(limit.text for limit in row.limits) or "no limit"

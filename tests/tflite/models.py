@@ -1,0 +1,95 @@
+"""Models of one operator, as functions that make the file once LiteRT is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+IMAGE = (1, 8, 8, 4)
+SAME, VALID = 0, 1
+
+
+def t(shape: tuple[int, ...] = IMAGE, dtype: str = "int8", scale: Any = 0.5, zero: int = 0) -> Any:
+    """A computed tensor, made when LiteRT is there."""
+    return lambda lite: lite.Tensor(shape, dtype, scale, zero)
+
+
+def c(values: Any, dtype: str = "int32", scale: Any = None, axis: int = 0, zero: int = 0) -> Any:
+    return lambda lite: lite.constant(values, dtype, scale, axis, zero)
+
+
+def op(code: str, inputs: list[Any], output: Any, options: str = "", **fields: Any) -> Callable[[Any], bytes]:
+    outputs = output if isinstance(output, list) else [output]
+    made = fields.pop("version", None)
+    return lambda lite: lite.operator(
+        code, [x(lite) for x in inputs], [x(lite) for x in outputs], options, made, **fields
+    )
+
+
+def unary(code: str, shape: tuple[int, ...] = IMAGE, options: str = "", **fields: Any) -> Any:
+    return op(code, [t(shape)], t(shape), options, **fields)
+
+
+def binary(code: str, shape: tuple[int, ...] = IMAGE, options: str = "", **fields: Any) -> Any:
+    return op(code, [t(shape), t(shape)], t(shape), options, **fields)
+
+
+def pool(code: str, **fields: Any) -> Any:
+    window = {"filterHeight": 2, "filterWidth": 2, "strideH": 2, "strideW": 2}
+    return op(code, [t()], t((1, 4, 4, 4)), "Pool2DOptions", **window | fields)
+
+
+def conv(code: str = "CONV_2D", weight: Any = None, bias: Any = None, **fields: Any) -> Any:
+    shape, name = ((4, 3, 3, 4), "Conv2D") if code == "CONV_2D" else ((1, 3, 3, 4), "DepthwiseConv2D")
+    weight = weight or c(np.ones(shape), "int8", 0.1)
+    bias = bias or c([0] * 4, "int32", 0.05)
+    fixed = {"strideH": 1, "strideW": 1} | ({"depthMultiplier": 1} if name == "DepthwiseConv2D" else {})
+    return op(code, [t(), weight, bias], t(), f"{name}Options", **fixed | fields)
+
+
+def dense(output: tuple[int, ...] = (1, 4), weight: Any = None, **fields: Any) -> Any:
+    weight = weight or c(np.ones((4, 16)), "int8", 0.1)
+    inputs = [t((*output[:-1], 16)), weight, c([0] * 4, "int32", 0.05)]
+    return op("FULLY_CONNECTED", inputs, t(output), "FullyConnectedOptions", **fields)
+
+
+def concat(inputs: list[Any], **fields: Any) -> Any:
+    return op(
+        "CONCATENATION", inputs, t((1, 8, 8, 4 * len(inputs))), "ConcatenationOptions", axis=3, **fields
+    )
+
+
+def reduce(code: str, axes: list[int], shape: tuple[int, ...] = IMAGE) -> Any:
+    kept = {axis % len(shape) for axis in axes}
+    output = tuple(1 if i in kept else extent for i, extent in enumerate(shape))
+    return op(code, [t(shape), c(axes)], t(output), "ReducerOptions", keepDims=True)
+
+
+def pad(pads: list[list[int]], shape: tuple[int, ...] = IMAGE) -> Any:
+    padded = tuple(n + before + after for n, (before, after) in zip(shape, pads, strict=True))
+    return op("PAD", [t(shape), c(pads)], t(padded), "PadOptions")
+
+
+def slices(strides: tuple[int, ...] = (1, 1, 1, 1), **fields: Any) -> Any:
+    ends = [c([0, 0, 0, 0]), c([1, 4, 4, 4]), c(strides)]
+    return op("STRIDED_SLICE", [t(), *ends], t((1, 4, 4, 4)), "StridedSliceOptions", **fields)
+
+
+def resize(code: str, before: tuple[int, ...] = IMAGE, after: tuple[int, ...] = (1, 16, 16, 4)) -> Any:
+    options = "ResizeBilinearOptions" if "BILINEAR" in code else "ResizeNearestNeighborOptions"
+    return op(code, [t(before), c([16, 16])], t(after), options)
+
+
+def transpose_conv(weight: Any = None) -> Any:
+    weight = weight or c(np.ones((4, 2, 2, 4)), "int8", 0.1)
+    inputs = [c([1, 16, 16, 4]), weight, t(), c([0] * 4, "int32", 0.05)]
+    fields = {"strideH": 2, "strideW": 2}
+    return op("TRANSPOSE_CONV", inputs, t((1, 16, 16, 4)), "TransposeConvOptions", **fields)
+
+
+def lstm(code: str = "UNIDIRECTIONAL_SEQUENCE_LSTM") -> Any:
+    """Without its weights: enough for a table, not for a compiler."""
+    options = {"UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions"}
+    return op(code, [t((1, 5, 4))], t((1, 5, 4)), options.get(code, "BidirectionalSequenceLSTMOptions"))
