@@ -1,25 +1,21 @@
-"""Files read, compiled and run: LiteRT's integers, operator by operator and for whole models."""
+"""Files of one operator, in float and in int8, and what running them must give: ``files`` in the tests."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from tvm import IRModule
-from tvm.ir import assert_structural_equal
 
-from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
-from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array, QuantParams
-from tvm_qplugin.exporter import export_tflite
-from tvm_qplugin.frontend import check_canonical, load
+from tvm_qplugin.frontend import check_canonical
 from tvm_qplugin.passes import ir
 from tvm_qplugin.simulator import simulate
-from tvm_qplugin.tflite.reader import OPERATORS, read_tflite
 
 SHAPE = (1, 6, 8, 4)
 GRID, OTHER = QuantParams.of(0.02, 5), QuantParams.of(0.013, -20)
@@ -211,7 +207,7 @@ def file_of(lite: Any, case: str, quantized: bool) -> bytes:
     for i, item in enumerate(given):
         if isinstance(item, str) and item in activations:
             shape, grid = activations[item]
-            tensors[item] = _activation(lite, shape, grid, quantized)
+            tensors[item] = activation(lite, shape, grid, quantized)
             names.append(item)
             continue
         scale = tensors["weight"].scale if item == "bias" and quantized else None
@@ -221,7 +217,7 @@ def file_of(lite: Any, case: str, quantized: bool) -> bytes:
         names.append(name)
     results = shapes if isinstance(shapes, list) else [shapes]
     outputs = [f"out{i}" for i in range(len(results))]
-    tensors |= {n: _activation(lite, s, out, quantized) for n, s in zip(outputs, results, strict=True)}
+    tensors |= {n: activation(lite, s, out, quantized) for n, s in zip(outputs, results, strict=True)}
     node = lite.Node(
         getattr(lite.Builtin, code), tuple(names), tuple(outputs), options, fields, VERSIONS.get(code)
     )
@@ -229,7 +225,8 @@ def file_of(lite: Any, case: str, quantized: bool) -> bytes:
     return lite.write(tensors, [node], inputs, outputs)
 
 
-def _activation(lite: Any, shape: tuple[int, ...], grid: QuantParams, quantized: bool) -> Any:
+def activation(lite: Any, shape: tuple[int, ...], grid: QuantParams, quantized: bool) -> Any:
+    """A tensor that is no constant."""
     if not quantized:
         return lite.Tensor(shape, "float32")
     return lite.Tensor(shape, grid.dtype, grid.scale, int(grid.zero_point))
@@ -270,7 +267,7 @@ def inputs_of(module: IRModule, seed: int) -> list[Array]:
     return arrays
 
 
-def equal(lite: Any, module: IRModule, file: bytes, seeds: Sequence[int] = range(3)) -> Any:
+def equal(lite: Any, module: IRModule, file: bytes, seeds: Sequence[int] = range(2)) -> Any:
     """The compiled module and the oracle give LiteRT's integers; returns the artifact."""
     check_canonical(module)
     artifact = build(module)
@@ -283,234 +280,15 @@ def equal(lite: Any, module: IRModule, file: bytes, seeds: Sequence[int] = range
     return artifact
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_an_integer_operator(litert: Any, case: str) -> None:
-    file = file_of(litert, case, quantized=True)
-    artifact = equal(litert, read_tflite(file), file)
-    assert all(op.integer for op in artifact.manifest.operators) != (case in IN_FLOAT)
+@pytest.fixture
+def files() -> ModuleType:
+    """This module."""
+    return sys.modules[__name__]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_float_operator(litert: Any, case: str) -> None:
-    file = file_of(litert, case, quantized=False)
-    module = read_tflite(file)
-    check_canonical(module)
-    arrays = inputs_of(module, 1)
-    for got, wanted in zip(build(module).run(*arrays), litert.run(file, *arrays).outputs, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
-
-
-def test_every_operator_has_a_case() -> None:
-    tested = {case[0] for case in CASES.values()} | {"QUANTIZE", "DEQUANTIZE", "RELU_0_TO_1"}
-    assert tested == set(OPERATORS)
-
-
-INTEGER_MODELS = [
-    "mobilenet_v2_1.0_224_ptq_u8io_int8",
-    "tiny_resnet8_cifar10_int8",
-    "tiny_kws_dscnn_int8",
-    "tiny_vww_mobilenetv1_025_96_int8",
-    "tiny_ad_autoencoder_int8",
-]
-FLOAT_MODELS = [
-    "mobilenet_v1_0.25_224_float",
-    "tiny_resnet8_cifar10_float",
-    "tiny_vww_mobilenetv1_025_96_float",
-    "tiny_ad_autoencoder_float",
-]
-
-
-def model_of(shared_data: Path, name: str) -> bytes:
-    return (shared_data / "models" / "tflite" / f"{name}.tflite").read_bytes()
-
-
-@pytest.mark.parametrize("name", INTEGER_MODELS)
-def test_an_integer_model(litert: Any, shared_data: Path, name: str) -> None:
-    file = model_of(shared_data, name)
-    artifact = build(load(file))
-    assert all(op.integer for op in artifact.manifest.operators)
-    for seed in range(4):
-        arrays = inputs_of(load(file), seed)
-        for got, wanted in zip(artifact.run(*arrays), litert.run(file, *arrays).outputs, strict=True):
-            np.testing.assert_array_equal(got, wanted, strict=True)
-
-
-@pytest.mark.parametrize("name", FLOAT_MODELS)
-def test_a_float_model(litert: Any, shared_data: Path, name: str) -> None:
-    file = model_of(shared_data, name)
-    module = load(file)
-    arrays = inputs_of(module, 0)
-    (got,), (wanted,) = build(module).run(*arrays), litert.run(file, *arrays).outputs
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("tiny_kws_dscnn_hybrid_dynrange", "dynamic range"), ("mnist_lstm_int8", "is a variable")],
-)
-def test_models_that_cannot_be_read(litert: Any, shared_data: Path, name: str, text: str) -> None:
-    with pytest.raises(ModelError, match=text):
-        load(model_of(shared_data, name))
-
-
-def test_importing_twice_changes_nothing(litert: Any) -> None:
-    for quantized in (True, False):
-        module = load(file_of(litert, "conv", quantized))
-        assert_structural_equal(load(module)["main"], module["main"])
-
-
-@pytest.mark.parametrize("io", ["float", "int8", "uint8"])
-def test_integer_inputs_keep_their_parameters(litert: Any, tmp_path: Path, io: str) -> None:
-    path = tmp_path / "conv.tflite"
-    path.write_bytes(file_of(litert, "conv", True))
-    manifest = build(quantize(path, io=io)).manifest
-    assert (manifest.inputs[0].name, manifest.inputs[0].dtype) == ("x", "int8")
-    assert manifest.inputs[0].qparams == GRID.to_json() and manifest.outputs[0].qparams == OTHER.to_json()
-
-
-def test_a_float_file_can_be_quantized(litert: Any) -> None:
-    module = load(file_of(litert, "conv_relu6", False))
-    samples = [inputs_of(module, seed) for seed in range(4)]
-    artifact = build(quantize(module, calibration=samples))
-    assert all(op.integer for op in artifact.manifest.operators)
-    (got,), (wanted,) = artifact.run(*samples[0]), build(module).run(*samples[0])
-    np.testing.assert_allclose(got, wanted, atol=0.1)
-
-
-def chain(lite: Any, tensors: dict[str, Any], *nodes: tuple[str, list[str], list[str]]) -> bytes:
-    made = [lite.Node(getattr(lite.Builtin, code), tuple(ins), tuple(outs)) for code, ins, outs in nodes]
-    return lite.write(tensors, made, ["x"], [nodes[-1][2][-1]])
-
-
-def test_conversions_at_the_ends(litert: Any) -> None:
-    codes = QuantParams.of(0.02, 133, "uint8")
-    tensors = {
-        "x": _activation(litert, SHAPE, codes, True),
-        "a": _activation(litert, SHAPE, GRID, True),
-        "b": _activation(litert, SHAPE, OTHER, True),
-        "c": litert.Tensor(SHAPE, "float32"),
-    }
-    nodes = [
-        ("QUANTIZE", ["x"], ["a"]),
-        ("QUANTIZE", ["a"], ["b"]),
-        ("DEQUANTIZE", ["b"], ["c"]),
-    ]
-    for count in (1, 2, 3):
-        file = chain(litert, tensors, *nodes[:count])
-        equal(litert, read_tflite(file), file)
-
-
-def test_float16_weights_are_folded(litert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(litert._TYPES, "float16", litert.schema.TensorType.FLOAT16)
-    half = np.linspace(-1, 1, 4).astype("float16")
-    tensors = {name: litert.Tensor(SHAPE, "float32") for name in ("x", "y")}
-    tensors |= {"w": litert.Tensor((4,), "float32"), "half": litert.Tensor((4,), "float16", data=half)}
-    file = chain(litert, tensors, ("DEQUANTIZE", ["half"], ["w"]), ("MUL", ["x", "w"], ["y"]))
-    (x,) = inputs_of(read_tflite(file), 0)
-    np.testing.assert_allclose(build(read_tflite(file)).run(x)[0], x * half.astype("float32"), rtol=1e-6)
-
-
-def test_equal_names_are_told_apart(litert: Any) -> None:
-    file = file_of(litert, "add", True).replace(b"out0\0", b"x\0\0\0\0")
-    model = read_tflite(file)
-    check_canonical(model)
-
-
-def test_everything_that_is_not_supported_is_named_at_once(litert: Any) -> None:
-    tensors = {name: litert.Tensor(SHAPE, "float32") for name in ("x", "a", "b", "c")}
-    tensors["c"] = litert.Tensor(SHAPE, "int16", 0.1)
-    nodes = ("ELU", ["x"], ["a"]), ("COS", ["a"], ["b"]), ("QUANTIZE", ["b"], ["c"])
-    with pytest.raises(ModelError) as caught:
-        read_tflite(chain(litert, tensors, *nodes))
-    text = str(caught.value)
-    assert "ELU (makes a), COS (makes b)" in text and "c (int16)" in text
-
-
-FAILURES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "wrong_shape": ("relu", {"out0": ((1, 6, 8, 5), GRID)}, "has shape"),
-    "grids": ("reshape", {"out0": ((1, 192), OTHER)}, "they must agree"),
-}
-
-
-@pytest.mark.parametrize("case", FAILURES)
-def test_contradictions_in_the_file(litert: Any, case: str) -> None:
-    operator, changed, text = FAILURES[case]
-    shape, grid = changed["out0"]
-    code, given, _, options, fields = CASES[operator]
-    tensors = {"x": _activation(litert, SHAPE, GRID, True), "out0": _activation(litert, shape, grid, True)}
-    names = ["x"]
-    if len(given) > 1:
-        tensors["shape"] = litert.constant([1, -1], "int32")
-        names.append("shape")
-    node = litert.Node(getattr(litert.Builtin, code), tuple(names), ("out0",), options, fields)
-    with pytest.raises(ModelError, match=text):
-        read_tflite(litert.write(tensors, [node], ["x"], ["out0"]))
-
-
-@pytest.mark.parametrize(
-    ("case", "fields", "text"),
-    [
-        ("softmax", {"beta": 2.0}, "beta is 2"),
-        ("concatenation", {"axis": 7}, "axis is 7"),
-        ("strided_slice", {**SLICE, "ellipsisMask": 1}, "ellipsis"),
-        ("gather", {"axis": 2, "batchDims": 2}, "matrix of indices"),
-    ],
-)
-def test_options_that_cannot_be_read(
-    litert: Any, monkeypatch: pytest.MonkeyPatch, case: str, fields: dict[str, Any], text: str
-) -> None:
-    monkeypatch.setitem(CASES, case, (*CASES[case][:4], fields))
-    with pytest.raises(ModelError, match=text):
-        read_tflite(file_of(litert, case, True))
-
-
-@pytest.mark.parametrize(
-    ("case", "given"),
-    [
-        ("conv", [X]),
-        ("conv", [X, weight(5, 36), "bias"]),
-        ("conv", [X, weight(5, 3, 3, 3), "bias"]),
-        ("depthwise", [X, weight(1, 3, 3, 7), "bias"]),
-        ("dense", [X, weight(7, 5), "bias"]),
-        ("transpose", [X, number([0, 3, 1])]),
-        ("pad", [X, number([1, 2])]),
-        ("strided_slice", [X, number([0] * 4), number([1] * 4), number([0] * 4)]),
-        ("split", [number([]), X]),
-        ("mean", [X, "y"]),
-        ("slice", [X, number([0, 1]), number([1, 3])]),
-    ],
-)
-def test_damaged_operators(litert: Any, monkeypatch: pytest.MonkeyPatch, case: str, given: list[Any]) -> None:
-    code, _, *rest = CASES[case]
-    monkeypatch.setitem(CASES, case, (code, given, *rest))
-    with pytest.raises(ModelError, match=f"{code} that makes out0"):
-        read_tflite(file_of(litert, case, True))
-
-
-def test_shapes_and_batch_are_fixed(litert: Any) -> None:
-    file = file_of(litert, "relu", True)
-    assert load(file, batch=1) is not None
-    with pytest.raises(ModelError, match="fixed batch 1"):
-        load(file, batch=2)
-    with pytest.raises(ModelError, match="are fixed"):
-        load(file, shapes={"x": (1, 2)})
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if case not in IN_FLOAT])
-def test_what_was_read_can_be_exported_and_read_again(litert: Any, case: str) -> None:
-    module = read_tflite(file_of(litert, case, True))
-    again = export_tflite(module, keep_layout=True)
-    arrays = inputs_of(module, 2)
-    wanted = simulate(module, *arrays)
-    for got in (litert.run(again, *arrays).outputs, simulate(read_tflite(again), *arrays)):
-        for one, other in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.parametrize("io", ["float", "uint8"])
-@pytest.mark.parametrize("name", ["resnet20_cifar10", "tiny_kws_dscnn"])
-def test_our_own_exports(litert: Any, shared_data: Path, name: str, io: str) -> None:
-    source = load(shared_data / "models" / f"{name}.onnx", input_layout="NHWC")
-    samples = [inputs_of(source, seed) for seed in range(3)]
-    file = export_tflite(quantize(source, calibration=samples, io=io))
-    assert all(op.integer for op in equal(litert, load(file), file, (5,)).manifest.operators)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``operator_case``: every case; ``integer_case``: those with integer kernels."""
+    if "operator_case" in metafunc.fixturenames:
+        metafunc.parametrize("operator_case", CASES)
+    if "integer_case" in metafunc.fixturenames:
+        metafunc.parametrize("integer_case", [case for case in CASES if case not in IN_FLOAT])
