@@ -173,7 +173,8 @@ class _Export:
 
     def _check(self) -> None:
         """Refuse float operators all at once, by name and with the reasons that lowering gave."""
-        reasons = {entry["name"]: entry for entry in self._attribute_list(REPORT)}
+        report = self._attribute_list(REPORT)
+        reasons = {entry["name"]: entry for entry in report if not entry["integer"]}
         found = []
         for var, value in self.bound.items():
             kernel = kernel_of(self.mod, value)
