@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.frontend import load
+from tvm_qplugin.passes import ir
 from tvm_qplugin.tflite.reader import read_tflite
 
 INTEGER_MODELS = [
@@ -219,3 +221,18 @@ def test_our_own_exports(litert: Any, files: Any, shared_data: Path, name: str, 
     samples = [files.inputs_of(source, seed) for seed in range(3)]
     file = export_tflite(quantize(source, calibration=samples, io=io))
     assert all(op.integer for op in files.equal(litert, load(file), file, (5,)).manifest.operators)
+
+
+def test_the_form_of_a_layer(litert: Any, files: Any) -> None:
+    main = read_tflite(files.file_of(litert, "conv_relu6", True))["main"]
+    assert [(var.name, ir.op_name(value).removeprefix("relax.")) for var, value in ir.bindings(main)] == [
+        ("x_dq", "dequantize"),
+        ("out0_weight_dq", "dequantize"),
+        ("out0_bias_dq", "dequantize"),
+        ("out0_product", "nn.conv2d"),
+        ("out0_sum", "add"),
+        ("out0", "clip"),
+        ("out0_q", "quantize"),
+    ]
+    assert [param.name for param in main.params] == ["x"]
+    assert [entry["name"] for entry in json.loads(str(main.attrs["qplugin.io"]))["outputs"]] == ["out0"]
