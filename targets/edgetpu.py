@@ -13,11 +13,13 @@ from tvm_qplugin.core.device_limits import (
     fused_activation_in,
     last_dim_multiple,
     one_dimensional,
+    one_scale,
     option_in,
     pads_not,
     spatial_at_most,
     static_sizes,
     three_innermost,
+    version_at_most,
     weights_in,
     where,
 )
@@ -127,7 +129,11 @@ ROWS = (
     _pool("AVERAGE_POOL_2D"),
     _pool("MAX_POOL_2D"),
     OpRule("CONCATENATION", (NO_ACTIVATION, ZERO_PADDING)),
-    OpRule("CONV_2D", (weights_in(EIGHT_BIT), constant(1, 2), SAME_DILATION)),
+    OpRule(
+        "CONV_2D",
+        (weights_in(EIGHT_BIT), constant(1, 2), SAME_DILATION, version_at_most(5)),
+        older=((version_at_most(4), R14),),
+    ),
     OpRule(
         "DEPTHWISE_CONV_2D",
         (weights_in(EIGHT_BIT), constant(1, 2), SAME_DILATION),
@@ -137,7 +143,7 @@ ROWS = (
     OpRule("QUANTIZE", (), R13),
     OpRule(
         "FULLY_CONNECTED",
-        (weights_in(EIGHT_BIT), constant(1, 2), DEFAULT_WEIGHTS, one_dimensional("output")),
+        (weights_in(EIGHT_BIT), constant(1, 2), DEFAULT_WEIGHTS, one_scale(), one_dimensional("output")),
     ),
     OpRule("UNIDIRECTIONAL_SEQUENCE_LSTM", (), R14),
     OpRule(
@@ -161,7 +167,12 @@ ROWS = (
     OpRule("RSQRT", (), R14, caution=UNVERIFIED),
     OpRule("SQUARED_DIFFERENCE", (), R14, caution=UNVERIFIED),
     OpRule("TRANSPOSE", (CONSTANT_1,), R14, caution=UNVERIFIED),
-    OpRule("TRANSPOSE_CONV", (weights_in(EIGHT_BIT), constant(0, 1, 3)), R13, caution=UNVERIFIED),
+    OpRule(
+        "TRANSPOSE_CONV",
+        (weights_in(EIGHT_BIT), constant(0, 1, 3), version_at_most(3)),
+        R13,
+        caution=UNVERIFIED,
+    ),
 )
 REWRITES = {
     "LEAKY_RELU": "PRELU with a 1-D alpha",

@@ -82,11 +82,11 @@ def resize(code: str, before: tuple[int, ...] = IMAGE, after: tuple[int, ...] = 
     return op(code, [t(before), c([16, 16])], t(after), options)
 
 
-def transpose_conv(weight: Any = None) -> Any:
+def transpose_conv(weight: Any = None, **changed: Any) -> Any:
     weight = weight or c(np.ones((4, 2, 2, 4)), "int8", 0.1)
     inputs = [c([1, 16, 16, 4]), weight, t(), c([0] * 4, "int32", 0.05)]
     fields = {"strideH": 2, "strideW": 2}
-    return op("TRANSPOSE_CONV", inputs, t((1, 16, 16, 4)), "TransposeConvOptions", **fields)
+    return op("TRANSPOSE_CONV", inputs, t((1, 16, 16, 4)), "TransposeConvOptions", **fields | changed)
 
 
 def lstm(code: str = "UNIDIRECTIONAL_SEQUENCE_LSTM") -> Any:

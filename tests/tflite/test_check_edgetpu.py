@@ -191,6 +191,15 @@ FAILING: list[tuple[str, Callable[[Any], bytes], str, str, str]] = [
         "weights_format is DEFAULT: weights_format is SHUFFLED",
         "default format",
     ),
+    (
+        "dense scales",
+        dense(weight=c(np.ones((4, 16)), "int8", [0.1, 0.2, 0.3, 0.4])),
+        LIMITED,
+        "weights have one scale: input1 has 4 scales",
+        "per tensor",
+    ),
+    ("conv version", conv(version=6), LIMITED, "at most 5: has version 6", "old versions"),
+    ("transpose conv version", transpose_conv(version=4), LIMITED, "at most 3: has version 4", "old"),
     ("dense weight", dense(weight=t((4, 16))), LIMITED, "parameters are constant", "fold"),
     (
         "mean batch",
@@ -345,6 +354,7 @@ OLD = {
         13,
         r"leading dimensions: removes axes \[2\]",
     ),
+    "conv version": (conv(version=5), 14, "at most 4: has version 5"),
     "expand": (PASSING["EXPAND_DIMS"], 13, ""),
     "quantize": (PASSING["QUANTIZE"], 13, ""),
     "pack": (PASSING["PACK"], 13, ""),

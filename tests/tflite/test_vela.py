@@ -237,6 +237,31 @@ FILES = [
 ]
 
 
+SLOW = [pytest.mark.slow]
+MODELS = {
+    "tiny_resnet8_cifar10": (1, 3, 32, 32),
+    "tiny_kws_dscnn": (1, 1, 49, 10),
+    "mobilenet_v1_0.25_224": (1, 3, 224, 224),
+    "mobilenet_v2_1.0_224": (1, 3, 224, 224),
+}
+NAMES = [pytest.param(name, marks=SLOW if name.startswith("mobilenet") else []) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_our_exports_run_on_the_npu(litert: Any, tmp_path: Path, name: str) -> None:
+    from tvm_qplugin import quantize
+    from tvm_qplugin.exporter import export_tflite
+
+    path = SHARED.parent / f"{name}.onnx"
+    if not path.exists():
+        pytest.skip(f"{path} is absent (set QPLUGIN_DATA)")
+    noise = np.random.default_rng(0).normal(size=MODELS[name]).astype("float32")
+    file = export_tflite(quantize(path, calibration=noise, io="int8"))
+    assert check(load(file), ETHOS_U).complete
+    cpu, npu = compiled(tmp_path, 5, {name: file})[name]
+    assert cpu == 0 and npu > 0
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_the_converter(litert: Any, tmp_path: Path, name: str) -> None:
     path = SHARED / f"{name}.tflite"

@@ -128,6 +128,28 @@ def fused_activation_in(*names: str) -> Limit:
     return Limit(text, broken, "write the activation as an operator of its own")
 
 
+def one_scale(index: int = 1) -> Limit:
+    """The weight has one scale for all channels."""
+
+    def broken(op: Op) -> str | None:
+        weight = op.inputs[index] if index < len(op.inputs) else None
+        if weight is None or weight.quant is None or weight.quant.axis is None:
+            return None
+        return f"{called(weight)} has {weight.quant.scale.size} scales"
+
+    return Limit("weights have one scale", broken, "quantize the weights of this layer per tensor")
+
+
+def version_at_most(version: int) -> Limit:
+    """The operator's version in the file is not newer."""
+
+    def broken(op: Op) -> str | None:
+        return f"has version {op.version}" if op.version > version else None
+
+    text = f"version of the operator at most {version}"
+    return Limit(text, broken, "write the file with `tvm-qplugin export`, which uses old versions")
+
+
 def option_in(option: str, values: Sequence[object], hint: str = "", text: str = "") -> Limit:
     """An option has one of these values."""
 

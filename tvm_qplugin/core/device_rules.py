@@ -40,6 +40,7 @@ class Op:
     options: Mapping[str, Any]
     inputs: tuple[TensorLike | None, ...]
     outputs: tuple[TensorLike, ...]
+    version: int = 1
 
     @property
     def activations(self) -> tuple[TensorLike, ...]:

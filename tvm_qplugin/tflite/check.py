@@ -177,7 +177,8 @@ def _broken(op: Op, limits: Iterable[Limit]) -> tuple[Limit, str] | None:
 
 def _view(model: TfliteModel, operator: TfliteOperator) -> Op:
     inputs = tuple(None if i < 0 else model.tensors[i] for i in operator.inputs)
-    return Op(operator.name, operator.options, inputs, tuple(model.tensors[i] for i in operator.outputs))
+    outputs = tuple(model.tensors[i] for i in operator.outputs)
+    return Op(operator.name, operator.options, inputs, outputs, operator.version)
 
 
 def _converts_io(model: TfliteModel, operator: TfliteOperator) -> bool:
