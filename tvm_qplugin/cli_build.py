@@ -85,7 +85,7 @@ def build(
         "seconds": seconds,
         "next": f"tvm-qplugin bench {quote(str(output))}",
     }
-    ratio = f", {total / original:.2f} x the ONNX file ({report.size(original)})" if original else ""
+    ratio = f", {total / original:.2f} x the model's file ({report.size(original)})" if original else ""
     parts: list[RenderableType] = [
         report.summary(manifest.operators),
         report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s: {output}"),

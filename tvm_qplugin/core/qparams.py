@@ -260,7 +260,8 @@ def clamp_bounds(
     offset = np.float32(int(params.zero_point) - zero)
 
     def code(bound: float) -> int:
-        steps = np.float32(bound) / np.float32(params.scale)
+        with np.errstate(over="ignore"):  # "no bound" may be written as the largest float
+            steps = np.float32(bound) / np.float32(params.scale)
         away = np.float64(np.copysign(np.floor(abs(np.float64(steps)) + 0.5), steps)) + offset
         return int(np.clip(zero + (away if builtin else np.rint(steps + offset)), lo, hi))
 
