@@ -252,14 +252,8 @@ def test_written_whole(litert: Any, tmp_path: Path) -> None:
             lambda net: net("AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
             "averages without its padding",
         ),
-        (
-            lambda net: net("MaxPool", "x", kernel_shape=[3, 3], dilations=[2, 2]),
-            "no max pool with dilation",
-        ),
-        (
-            lambda net: net("LayerNormalization", conv(5)(net), net.normal(6)),
-            "computed in float",
-        ),
+        (lambda net: net("MaxPool", "x", kernel_shape=[3, 3], dilations=[2, 2]), "no max pool with dilation"),
+        (lambda net: net("LayerNormalization", conv(5)(net), net.normal(6)), "computed in float"),
     ],
 )
 def test_refused(make: Make, message: str) -> None:
@@ -291,21 +285,11 @@ def test_the_demo(litert: Any) -> None:
 
 
 QUICK = ("tiny_kws_dscnn", "tiny_ad_autoencoder")
-REAL = [
-    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-    for name in (
-        *QUICK,
-        "tiny_resnet8_cifar10",
-        "tiny_vww_mobilenetv1_025_96",
-        "mobilenet_v1_0.25_224",
-        "mobilenet_v1_0.75_224",
-        "mobilenet_v2_1.0_224",
-        "resnet20_cifar10",
-        "resnet56_cifar10",
-        "deeplabv3_mnv2_dm05_257",
-        "fastestdet_coco_352",
-    )
-]
+SLOW = (
+    "tiny_resnet8_cifar10 tiny_vww_mobilenetv1_025_96 mobilenet_v1_0.25_224 mobilenet_v1_0.75_224 "
+    "mobilenet_v2_1.0_224 resnet20_cifar10 resnet56_cifar10 deeplabv3_mnv2_dm05_257 fastestdet_coco_352"
+)
+REAL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW.split())]
 
 
 @pytest.mark.parametrize("name", REAL)
