@@ -93,3 +93,49 @@ def lstm(code: str = "UNIDIRECTIONAL_SEQUENCE_LSTM") -> Any:
     """Without its weights: enough for a table, not for a compiler."""
     options = {"UNIDIRECTIONAL_SEQUENCE_LSTM": "UnidirectionalSequenceLSTMOptions"}
     return op(code, [t((1, 5, 4))], t((1, 5, 4)), options.get(code, "BidirectionalSequenceLSTMOptions"))
+
+
+RELU6 = {"fusedActivationFunction": 3}
+PASSING: dict[str, Callable[[Any], bytes]] = {
+    "ADD": binary("ADD", options="AddOptions", **RELU6),
+    "SUB": binary("SUB", options="SubOptions"),
+    "MUL": binary("MUL", options="MulOptions"),
+    "MAXIMUM": binary("MAXIMUM"),
+    "MINIMUM": binary("MINIMUM"),
+    "LOGISTIC": unary("LOGISTIC"),
+    "TANH": unary("TANH"),
+    "RELU": unary("RELU"),
+    "RELU6": unary("RELU6"),
+    "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
+    "L2_NORMALIZATION": unary("L2_NORMALIZATION", options="L2NormOptions"),
+    "SLICE": op("SLICE", [t(), c([0, 0, 0, 0]), c([1, 4, 4, 4])], t((1, 4, 4, 4))),
+    "SPACE_TO_DEPTH": op("SPACE_TO_DEPTH", [t()], t((1, 4, 4, 16)), "SpaceToDepthOptions", blockSize=2),
+    "AVERAGE_POOL_2D": pool("AVERAGE_POOL_2D"),
+    "MAX_POOL_2D": pool("MAX_POOL_2D"),
+    "CONCATENATION": concat([t(), t()]),
+    "CONV_2D": conv(dilationHFactor=2, dilationWFactor=2),
+    "DEPTHWISE_CONV_2D": conv("DEPTHWISE_CONV_2D", dilationHFactor=2, dilationWFactor=2),
+    "EXPAND_DIMS": op("EXPAND_DIMS", [t((8, 4)), c([0])], t((1, 8, 4)), "ExpandDimsOptions"),
+    "QUANTIZE": op("QUANTIZE", [t(dtype="uint8")], t(), "QuantizeOptions"),
+    "FULLY_CONNECTED": dense(),
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": lstm(),
+    "MEAN": reduce("MEAN", [1, 2], (1, 64, 128, 3)),
+    "PACK": op("PACK", [t((8, 4)), t((8, 4))], t((8, 2, 4)), "PackOptions", axis=1, valuesCount=2),
+    "PAD": pad([[0, 0], [1, 1], [1, 1], [0, 4]]),
+    "PRELU": op("PRELU", [t(), c(np.ones((1, 1, 4)), "int8", 0.1)], t()),
+    "REDUCE_MAX": reduce("REDUCE_MAX", [1, 2]),
+    "REDUCE_MIN": reduce("REDUCE_MIN", [-1]),
+    "RESHAPE": op("RESHAPE", [t(), c([1, 256])], t((1, 256)), "ReshapeOptions"),
+    "RESIZE_BILINEAR": resize("RESIZE_BILINEAR"),
+    "RESIZE_NEAREST_NEIGHBOR": resize("RESIZE_NEAREST_NEIGHBOR"),
+    "SOFTMAX": unary("SOFTMAX", (1, 16_000), "SoftmaxOptions", beta=1.0),
+    "SPLIT": op("SPLIT", [c([3]), t()], [t((1, 8, 8, 2))] * 2, "SplitOptions", numSplits=2),
+    "SQUEEZE": op("SQUEEZE", [t((1, 1, 8, 4))], t((8, 4)), "SqueezeOptions", squeezeDims=[0, 1]),
+    "STRIDED_SLICE": slices(),
+    "SUM": reduce("SUM", [1, 2]),
+    "RSQRT": unary("RSQRT"),
+    "SQUARED_DIFFERENCE": binary("SQUARED_DIFFERENCE"),
+    "TRANSPOSE": op("TRANSPOSE", [t((8, 4)), c([1, 0])], t((4, 8))),
+    "TRANSPOSE_CONV": transpose_conv(),
+}
+"""A model for each row of the Edge TPU's table that maps."""

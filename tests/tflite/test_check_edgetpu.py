@@ -25,12 +25,11 @@ def _models() -> Any:
 
 m = _models()
 IMAGE = m.IMAGE
-t, c, op, unary, binary, pool, conv, dense, concat, reduce, pad, slices, resize, transpose_conv, lstm = (
+t, c, op, unary, pool, conv, dense, concat, reduce, pad, slices, resize, transpose_conv, lstm = (
     m.t,
     m.c,
     m.op,
     m.unary,
-    m.binary,
     m.pool,
     m.conv,
     m.dense,
@@ -48,50 +47,7 @@ DTYPE = "Operation is working on an unsupported data type"
 LIMITED = "Operation is otherwise supported, but not mapped due to some unspecified limitation"
 
 
-FLAT = {"fusedActivationFunction": 0}
-RELU6 = {"fusedActivationFunction": 3}
-PASSING: dict[str, Callable[[Any], bytes]] = {
-    "ADD": binary("ADD", options="AddOptions", **RELU6),
-    "SUB": binary("SUB", options="SubOptions"),
-    "MUL": binary("MUL", options="MulOptions"),
-    "MAXIMUM": binary("MAXIMUM"),
-    "MINIMUM": binary("MINIMUM"),
-    "LOGISTIC": unary("LOGISTIC"),
-    "TANH": unary("TANH"),
-    "RELU": unary("RELU"),
-    "RELU6": unary("RELU6"),
-    "RELU_N1_TO_1": unary("RELU_N1_TO_1"),
-    "L2_NORMALIZATION": unary("L2_NORMALIZATION", options="L2NormOptions"),
-    "SLICE": op("SLICE", [t(), c([0, 0, 0, 0]), c([1, 4, 4, 4])], t((1, 4, 4, 4))),
-    "SPACE_TO_DEPTH": op("SPACE_TO_DEPTH", [t()], t((1, 4, 4, 16)), "SpaceToDepthOptions", blockSize=2),
-    "AVERAGE_POOL_2D": pool("AVERAGE_POOL_2D"),
-    "MAX_POOL_2D": pool("MAX_POOL_2D"),
-    "CONCATENATION": concat([t(), t()]),
-    "CONV_2D": conv(dilationHFactor=2, dilationWFactor=2),
-    "DEPTHWISE_CONV_2D": conv("DEPTHWISE_CONV_2D", dilationHFactor=2, dilationWFactor=2),
-    "EXPAND_DIMS": op("EXPAND_DIMS", [t((8, 4)), c([0])], t((1, 8, 4)), "ExpandDimsOptions"),
-    "QUANTIZE": op("QUANTIZE", [t(dtype="uint8")], t(), "QuantizeOptions"),
-    "FULLY_CONNECTED": dense(),
-    "UNIDIRECTIONAL_SEQUENCE_LSTM": lstm(),
-    "MEAN": reduce("MEAN", [1, 2], (1, 64, 128, 3)),
-    "PACK": op("PACK", [t((8, 4)), t((8, 4))], t((8, 2, 4)), "PackOptions", axis=1, valuesCount=2),
-    "PAD": pad([[0, 0], [1, 1], [1, 1], [0, 4]]),
-    "PRELU": op("PRELU", [t(), c(np.ones((1, 1, 4)), "int8", 0.1)], t()),
-    "REDUCE_MAX": reduce("REDUCE_MAX", [1, 2]),
-    "REDUCE_MIN": reduce("REDUCE_MIN", [-1]),
-    "RESHAPE": op("RESHAPE", [t(), c([1, 256])], t((1, 256)), "ReshapeOptions"),
-    "RESIZE_BILINEAR": resize("RESIZE_BILINEAR"),
-    "RESIZE_NEAREST_NEIGHBOR": resize("RESIZE_NEAREST_NEIGHBOR"),
-    "SOFTMAX": unary("SOFTMAX", (1, 16_000), "SoftmaxOptions", beta=1.0),
-    "SPLIT": op("SPLIT", [c([3]), t()], [t((1, 8, 8, 2))] * 2, "SplitOptions", numSplits=2),
-    "SQUEEZE": op("SQUEEZE", [t((1, 1, 8, 4))], t((8, 4)), "SqueezeOptions", squeezeDims=[0, 1]),
-    "STRIDED_SLICE": slices(),
-    "SUM": reduce("SUM", [1, 2]),
-    "RSQRT": unary("RSQRT"),
-    "SQUARED_DIFFERENCE": binary("SQUARED_DIFFERENCE"),
-    "TRANSPOSE": op("TRANSPOSE", [t((8, 4)), c([1, 0])], t((4, 8))),
-    "TRANSPOSE_CONV": transpose_conv(),
-}
+PASSING, RELU6 = m.PASSING, m.RELU6
 FLOAT = t(dtype="float32", scale=None)
 FAILING: list[tuple[str, Callable[[Any], bytes], str, str, str]] = [
     # what, model, status, rule, remedy
@@ -341,40 +297,6 @@ FAILING: list[tuple[str, Callable[[Any], bytes], str, str, str]] = [
         "int8 or uint8 outputs",
     ),
 ]
-OLD = {
-    "dilated depthwise": (
-        conv("DEPTHWISE_CONV_2D", dilationHFactor=2, dilationWFactor=2),
-        13,
-        "no dilation: is dilated by 2x2",
-    ),
-    "mean along z": (reduce("MEAN", [3]), 13, "along x and y only: works on axis 3 of 4"),
-    "pad along z": (pad([[0, 0], [0, 0], [0, 0], [0, 4]]), 13, "pads x and y only: pads axis 3"),
-    "squeeze behind": (
-        op("SQUEEZE", [t((1, 8, 1, 4))], t((1, 8, 4)), "SqueezeOptions", squeezeDims=[2]),
-        13,
-        r"leading dimensions: removes axes \[2\]",
-    ),
-    "conv version": (conv(version=5), 14, "at most 4: has version 5"),
-    "expand": (PASSING["EXPAND_DIMS"], 13, ""),
-    "quantize": (PASSING["QUANTIZE"], 13, ""),
-    "pack": (PASSING["PACK"], 13, ""),
-    "prelu": (PASSING["PRELU"], 13, ""),
-    "sum": (PASSING["SUM"], 13, ""),
-    "transpose conv": (PASSING["TRANSPOSE_CONV"], 13, ""),
-    "lstm": (PASSING["UNIDIRECTIONAL_SEQUENCE_LSTM"], 14, ""),
-    "max": (PASSING["REDUCE_MAX"], 14, ""),
-    "min": (PASSING["REDUCE_MIN"], 14, ""),
-    "rsqrt": (PASSING["RSQRT"], 14, ""),
-    "squared difference": (PASSING["SQUARED_DIFFERENCE"], 14, ""),
-    "transpose": (PASSING["TRANSPOSE"], 14, ""),
-}
-ANY_RUNTIME = {
-    "depthwise": conv("DEPTHWISE_CONV_2D"),
-    "mean along x and y": reduce("MEAN", [1, 2]),
-    "pad x and y": pad([[0, 0], [1, 1], [1, 1], [0, 0]]),
-    "squeeze in front": PASSING["SQUEEZE"],
-    "conv": PASSING["CONV_2D"],
-}
 
 
 def report(file: bytes, runtime: int | None = None) -> CheckReport:
@@ -408,42 +330,6 @@ def test_rule_broken(litert: Any, what: str, model: Any, status: str, rule: str,
 def match(pattern: str, text: str) -> None:
     with pytest.raises(ValueError, match=pattern):
         raise ValueError(text)
-
-
-@pytest.mark.parametrize("name", OLD)
-def test_rules_of_older_runtimes(litert: Any, name: str) -> None:
-    model, needed, why = OLD[name]
-    assert report(model(litert)).runtime == needed
-    assert report(model(litert), needed).complete
-    (finding,) = report(model(litert), needed - 1).findings
-    assert (finding.placed, finding.status) == ("cpu", UNSUPPORTED)
-    match(f"needs runtime {needed}, not {needed - 1}.*{why}", finding.rule)
-    assert finding.hint == f"use runtime {needed} or newer"
-
-
-@pytest.mark.parametrize("name", ANY_RUNTIME)
-def test_what_older_runtimes_map(litert: Any, name: str) -> None:
-    result = report(ANY_RUNTIME[name](litert), 10)
-    assert result.complete and result.runtime == 0
-
-
-@pytest.mark.parametrize("code", ["SUM", "RSQRT", "SQUARED_DIFFERENCE", "TRANSPOSE", "TRANSPOSE_CONV"])
-def test_what_nobody_saw_map_is_said(litert: Any, code: str) -> None:
-    (finding,) = report(PASSING[code](litert)).findings
-    match("nobody here saw it map", finding.note)
-
-
-@pytest.mark.parametrize("code", ["RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR"])
-def test_sizes_that_may_be_refused_are_said(litert: Any, code: str) -> None:
-    match("some sizes are refused", report(PASSING[code](litert)).findings[0].note)
-
-
-def test_large_reshapes_are_doubtful(litert: Any) -> None:
-    assert not report(PASSING["RESHAPE"](litert)).findings[0].note
-    large = op("RESHAPE", [t((1, 256, 257, 1)), c([1, 65_792])], t((1, 65_792)), "ReshapeOptions")
-    (finding,) = report(large(litert)).findings
-    assert finding.placed == "mapped"
-    match("may not map .no limit is published.: moves 65792", finding.note)
 
 
 def test_rewrites_are_for_operators_without_a_row() -> None:

@@ -137,7 +137,8 @@ def one_scale(index: int = 1) -> Limit:
             return None
         return f"{called(weight)} has {weight.quant.scale.size} scales"
 
-    return Limit("weights have one scale", broken, "quantize the weights of this layer per tensor")
+    hint = 'quantize this layer per tensor: a rule {"op": "dense", "per_channel": false} in the recipe'
+    return Limit("weights have one scale", broken, hint)
 
 
 def version_at_most(version: int) -> Limit:
