@@ -46,7 +46,7 @@ def test_finding():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int7", "neither one of int8, float nor a JSON file"),
+        ("int7", "neither one of int8, edgetpu, float nor a JSON file"),
         ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, float"),
         ({"colour": "red"}, r"fields are name, scheme, observer"),
         ({"rules": [{"colour": "red"}]}, "colour"),

@@ -85,3 +85,14 @@ def test_a_quantized_model_is_exported_first(litert: Any, tmp_path: Path) -> Non
     options = ("--calibration", demo.calibration_path(), "--samples", 9, "-o", tmp_path / "q")
     assert call("quantize", demo.model_path(), *options, "--io", "int8").exit_code == 0
     assert call("check", tmp_path / "q", "--target", "ethos-u", "--strict").exit_code == 0
+
+
+def test_the_edgetpu_recipe_maps_fully(litert: Any, tmp_path: Path) -> None:
+    """From the float model to a file that is predicted to run on the device whole."""
+    stage, file = tmp_path / "stage", tmp_path / "digits.tflite"
+    calibration = ("--calibration", demo.calibration_path(), "--samples", 8)
+    quantized = call("quantize", demo.model_path(), *calibration, "--recipe", "edgetpu", "-o", stage)
+    assert quantized.exit_code == 0, quantized.output
+    exported = call("export", stage, "-o", file, "--io", "int8", "--no-per-channel-dense")
+    assert exported.exit_code == 0, exported.output
+    assert call("check", file, "--strict").exit_code == 0

@@ -95,7 +95,11 @@ class Recipe:
 
 RECIPES: Registry[Recipe] = Registry(
     "recipe",
-    {"int8": "tvm_qplugin.core.recipes:INT8", "float": "tvm_qplugin.core.recipes:FLOAT"},
+    {
+        "int8": "tvm_qplugin.core.recipes:INT8",
+        "edgetpu": "tvm_qplugin.core.recipes:EDGETPU",
+        "float": "tvm_qplugin.core.recipes:FLOAT",
+    },
 )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.core.recipe import Recipe, Rule
 
 INT8 = Recipe("int8", "int8")
+EDGETPU = Recipe("edgetpu", "int8", rules=(Rule(op="dense", per_channel=False),))
 FLOAT = Recipe("float", "float")
