@@ -15,7 +15,7 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import ACTIVATION, FIXED, WEIGHT, Annotation, OpAnnotation, Spec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import ELEMENTWISE, FUSIBLE, KINDS, MOVEMENT, obstacle
+from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle
 
 Explain = Callable[[str], str | None]
 
@@ -75,10 +75,9 @@ class _Grouping:
     """Finds what one kernel can compute: conv + bias + activation, or a unary elementwise chain."""
 
     def __init__(self, func: relax.Function) -> None:
-        self.defined = ir.definitions(func)
-        self.users = ir.consumers(func)
-        self.results = set(ir.output_vars(func))
-        self.absorbed: dict[relax.Var, relax.Var] = {}
+        self.fusion = Fusion.of(func)
+        self.defined, self.users, self.results = self.fusion.defined, self.fusion.users, self.fusion.results
+        self.absorbed: set[relax.Var] = set()
         self.root: dict[relax.Var, relax.Var] = {}
 
     def operators(self) -> list[OpAnnotation]:
@@ -95,22 +94,11 @@ class _Grouping:
     def _operator(self, var: relax.Var, value: relax.Expr) -> OpAnnotation:
         kind = "split_item" if isinstance(value, relax.TupleGetItem) else KINDS.get(ir.op_name(value), "")
         name = kind or ir.op_name(value) or type(value).__name__
-        members, end = self._fuse(var, kind)
+        members = self.fusion.members(var, kind)
+        self.absorbed.update(members[1:])
         reason = obstacle(kind, value) if kind else f"{name} has no integer kernel"
         inputs = tuple(dict.fromkeys(v.name for v in ir.variables(value)))
-        return OpAnnotation(name, end.name, inputs, tuple(v.name for v in members), reason=reason)
-
-    def _fuse(self, var: relax.Var, kind: str) -> tuple[list[relax.Var], relax.Var]:
-        """Absorb the bias and the activation that follow, while nobody else reads what is between."""
-        members = [var]
-        for stage in FUSIBLE.get(kind, ()):
-            users = self.users.get(members[-1], [])
-            if len(users) != 1 or members[-1] in self.results:
-                break
-            if stage(members[-1], self.defined[users[0]]):
-                members.append(users[0])
-                self.absorbed[users[0]] = members[-1]
-        return members, members[-1]
+        return OpAnnotation(name, members[-1].name, inputs, tuple(v.name for v in members), reason=reason)
 
     def _chained(self, var: relax.Var, value: relax.Expr) -> bool:
         """Whether the binding is elementwise in a single tensor; its root is noted."""

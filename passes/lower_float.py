@@ -15,9 +15,7 @@ from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import bias_of, obstacle
-
-_KINDS = {"relax.nn.conv2d": "conv2d", "relax.matmul": "dense"}
+from tvm_qplugin.passes.op_kinds import KINDS, Fusion, bias_of, obstacle
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerFloat")
@@ -42,19 +40,21 @@ class LowerFloat:
 
 
 def _lowerable(value: relax.Expr) -> bool:
-    kind = _KINDS.get(ir.op_name(value))
-    return kind is not None and str(value.ty.dtype) == "float32" and not obstacle(kind, value)
+    kind = KINDS.get(ir.op_name(value), "")
+    return kind in ("conv2d", "dense") and str(value.ty.dtype) == "float32" and not obstacle(kind, value)
 
 
 def _rewrite(
     func: relax.Function, heads: dict[relax.Var, Call], out: ir.Emitter
 ) -> dict[relax.Var, relax.Expr]:
     env: dict[relax.Var, relax.Expr] = {}
-    ends = {members[-1]: members for members in (_members(func, head) for head in heads)}
-    inside = {var for members in ends.values() for var in members[:-1]}
+    fusion = Fusion.of(func)
+    groups = [fusion.members(head, KINDS[ir.op_name(value)]) for head, value in heads.items()]
+    ends = {members[-1]: members for members in groups}
+    inside = {var for members in groups for var in members[:-1]}
     for var, value in ir.bindings(func):
         if var in ends:
-            env[var] = _emit(func, ends[var], env, out)
+            env[var] = _emit([(m, fusion.defined[m]) for m in ends[var]], env, out)
         elif isinstance(value, relax.Var | relax.Tuple):
             env[var] = ir.substitute(value, env)
         elif var not in inside:
@@ -62,37 +62,15 @@ def _rewrite(
     return env
 
 
-def _members(func: relax.Function, head: relax.Var) -> list[relax.Var]:
-    """The layer, its bias and its clamp, as far as they have a single reader."""
-    users, defined = ir.consumers(func), ir.definitions(func)
-    results = ir.output_vars(func)
-    members = [head]
-    for stage in (_is_bias, _is_clamp):
-        following = users.get(members[-1], [])
-        if len(following) == 1 and members[-1] not in results and stage(head, defined[following[0]]):
-            members.append(following[0])
-    return members
-
-
-def _is_bias(head: relax.Var, value: relax.Expr) -> bool:
-    return ir.op_name(value) == "relax.add" and bias_of(head, value) is not None
-
-
-def _is_clamp(_head: relax.Var, value: relax.Expr) -> bool:
-    return ir.op_name(value) in ("relax.nn.relu", "relax.clip")
-
-
 def _emit(
-    func: relax.Function, members: list[relax.Var], env: dict[relax.Var, relax.Expr], out: ir.Emitter
+    members: list[tuple[relax.Var, Call]], env: dict[relax.Var, relax.Expr], out: ir.Emitter
 ) -> relax.Expr:
-    defined = ir.definitions(func)
-    head = defined[members[0]]
+    first, head = members[0]
     bias: Array | None = None
     params: dict[str, Any] = {"lo": None, "hi": None}
-    for member in members[1:]:
-        value = defined[member]
+    for _, value in members[1:]:
         if ir.op_name(value) == "relax.add":
-            bias = bias_of(members[0], value)
+            bias = bias_of(first, value)
         else:
             params.update(_bounds(value))
     weight = head.args[1].value.numpy()
@@ -103,9 +81,8 @@ def _emit(
     if bias is None:
         bias = np.zeros(weight.shape[0], "float32")
     source = env.get(head.args[0], head.args[0])
-    return _call(
-        members[-1], "fconv2d" if "groups" in params else "fdense", params, (source, weight, bias), out
-    )
+    name = "fconv2d" if "groups" in params else "fdense"
+    return _call(members[-1][0], name, params, (source, weight, bias), out)
 
 
 def _call(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from tvm import relax
 
@@ -85,6 +86,31 @@ FUSIBLE: dict[str, tuple[Follows, ...]] = {
     "mean": (is_activation,),
 }
 """What may follow inside one kernel, in this order, each step optional."""
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Finds what may be computed inside one kernel of a function."""
+
+    users: Mapping[relax.Var, list[relax.Var]]
+    defined: Mapping[relax.Var, relax.Expr]
+    results: frozenset[relax.Var]
+
+    @classmethod
+    def of(cls, func: relax.Function) -> Fusion:
+        """Read a function once."""
+        return cls(ir.consumers(func), ir.definitions(func), frozenset(ir.output_vars(func)))
+
+    def members(self, head: relax.Var, kind: str) -> list[relax.Var]:
+        """``head``, its bias and its activation, while nobody else reads what is between."""
+        found = [head]
+        for stage in FUSIBLE.get(kind, ()):
+            following = self.users.get(found[-1], [])
+            if len(following) != 1 or found[-1] in self.results:
+                break
+            if stage(found[-1], self.defined[following[0]]):
+                found.append(following[0])
+        return found
 
 
 def obstacle(kind: str, value: relax.Expr) -> str:

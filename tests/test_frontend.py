@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import tvm
 from onnx import helper, numpy_helper
+from onnxruntime import quantization
 from tvm import IRModule, relax
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.frontend import check_canonical, load
 from tvm_qplugin.passes.rebuild import op_name, shape_of, straight_bindings, value_of
 
-ort = pytest.importorskip("onnxruntime")
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 
@@ -454,7 +455,6 @@ class _Reader:
 @pytest.mark.parametrize("per_channel", [False, True])
 @pytest.mark.parametrize("activation", ["QInt8", "QUInt8"])
 def test_quantized_by_onnxruntime(tmp_path: Path, activation: str, per_channel: bool) -> None:
-    quantization = pytest.importorskip("onnxruntime.quantization")
     onnx.save(small_net(), tmp_path / "float.onnx")
     quantization.quantize_static(
         tmp_path / "float.onnx",

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
@@ -16,7 +17,6 @@ from tvm_qplugin.builder import build
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.simulator import simulate
 
-ort = pytest.importorskip("onnxruntime")
 RNG = np.random.default_rng(0)
 NODE = helper.make_node
 IMAGE = (1, 3, 12, 12)

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from tvm_qplugin import frontend
@@ -65,7 +66,6 @@ def test_accuracy_stays_near_float(shared_data, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_float_metric_is_the_known_one(shared_data, name):
-    onnxruntime = pytest.importorskip("onnxruntime")
     model = MODELS[name]
     session = onnxruntime.InferenceSession(str(model.path), providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0]
