@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,6 +80,12 @@ def requantize_plan(source: Source, shape: tuple[int, ...]) -> Plan:
         "multiplier": multiplier,
     }
     return Plan("requantize", out, "requantize", params, (source,))
+
+
+def grids_of(func: relax.Function) -> dict[str, QuantParams]:
+    """The attribute ``qplugin.grids`` of a lowered function; empty where it has none."""
+    text = str((func.attrs or {}).get(GRIDS, "{}"))
+    return {name: QuantParams.from_json(data) for name, data in json.loads(text).items()}
 
 
 def stored(params: QuantParams, storage: str) -> QuantParams:

@@ -284,7 +284,7 @@ def test_hash_is_the_same_in_another_process(tmp_path):
 def test_progress(samples):
     drawn = StringIO()
     console = Console(file=drawn, force_terminal=True, width=100)
-    with progress_bar(True, samples, None, console) as advance:
+    with progress_bar(True, samples, console=console) as advance:
         for _ in samples:
             advance()
     assert ("3/3" if isinstance(samples, list) else "3/?") in drawn.getvalue()

@@ -81,7 +81,7 @@ def test_floats_of_one_depth_run_together():
         return [bb.emit(op.add(norm(bb, x), relax.const(np.float32(1)))), norm(bb, x)]
 
     lowered = Simulator(module_of(make)).module
-    assert [type(step).__name__ for step in steps_of(lowered)] == ["_Integer", "_Integer", "_Island"]
+    assert [type(step).__name__ for step in steps_of(lowered)] == ["_Integer", "_Integer", "Island"]
 
 
 def test_intermediate_tensors_by_name():

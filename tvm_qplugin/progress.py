@@ -1,4 +1,4 @@
-"""The progress bar of calibration."""
+"""The progress bar of what takes a while."""
 
 from __future__ import annotations
 
@@ -20,14 +20,24 @@ from rich.text import Text
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        """``unit``: what is counted."""
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        """Samples per second."""
-        return Text(f"{task.speed:.1f} samples/s" if task.speed else "")
+        """Items per second."""
+        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else "")
 
 
 @contextmanager
 def progress_bar(
-    wanted: bool, samples: Any, limit: int | None, console: Console | None = None
+    wanted: bool,
+    items: Any,
+    limit: int | None = None,
+    label: str = "calibrate",
+    unit: str = "samples",
+    console: Console | None = None,
 ) -> Iterator[Callable[[], object]]:
     """A bar on standard error with speed and remaining time; gives the function that moves it by one.
 
@@ -37,15 +47,15 @@ def progress_bar(
     if not (wanted and console.is_terminal):
         yield lambda: None
         return
-    known = len(samples) if hasattr(samples, "__len__") else None
+    known = len(items) if hasattr(items, "__len__") else None
     total = min((n for n in (known, limit) if n is not None), default=None)
     columns = (
-        TextColumn("calibrate"),
+        TextColumn(label),
         BarColumn(),
         MofNCompleteColumn(),
-        _Speed(),
+        _Speed(unit),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("calibrate", total=total if known is not None else None)
+        task = progress.add_task(label, total=total if known is not None else None)
         yield lambda: progress.advance(task)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_qplugin.builder import Runner, compile_function
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.island import Island
 from tvm_qplugin.kernels import extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.lower_integer import LowerInteger
@@ -85,7 +84,7 @@ def steps_of(mod: IRModule) -> list[Step]:
         if island:
             rest = [value for var, value in bound.items() if var not in island]
             read = {used for value in rest for used in ir.variables(value)} | set(ir.output_vars(func))
-            steps.append(_Island(mod, island, [var for var in island if var in read]))
+            steps.append(Island(mod, island, [var for var in island if var in read]))
     return steps
 
 
@@ -131,33 +130,6 @@ def _argument(expr: Any, env: Mapping[relax.Var, Array]) -> Any:
         return tuple(_argument(field, env) for field in expr.fields)
     array = ir.const_value(expr)
     return env[expr] if array is None else array
-
-
-@dataclass
-class _Island:
-    """Float bindings, compiled together when they are first needed."""
-
-    mod: IRModule
-    bound: dict[relax.Var, relax.Expr]
-    results: list[relax.Var]
-
-    def __call__(self, env: Mapping[relax.Var, Array]) -> dict[relax.Var, Array]:
-        values = self._run([env[var] for var in self._inputs])
-        return dict(zip(self.results, values, strict=True))
-
-    @cached_property
-    def _inputs(self) -> list[relax.Var]:
-        used = (var for value in self.bound.values() for var in ir.variables(value))
-        return [var for var in dict.fromkeys(used) if var not in self.bound]
-
-    @cached_property
-    def _run(self) -> Runner:
-        params = [relax.Var(var.name, var.ty) for var in self._inputs]
-        env: dict[relax.Var, relax.Expr] = dict(zip(self._inputs, params, strict=True))
-        with ir.Emitter(self.mod, params) as out:
-            for var, value in self.bound.items():
-                env[var] = out.emit(ir.substitute(value, env), var.name)
-            return compile_function(out.finish([env[var] for var in self.results], True))
 
 
 def _slice(call: tvm.ir.Call, args: list[Array]) -> Array:

@@ -91,15 +91,15 @@ def qavgpool2d(p: Params, x: Array, dtype: str) -> Array:
     """Average pooling of int8 codes, half away from 0; n counts pads (zero points) only if asked to."""
     zero = centre(str(x.dtype))
     pads = int(p["count_include_pad"])
-    total = _windows(p, x.astype("int64") - zero, pads * (p["in_zp"] - zero)).sum((3, 4))
-    n = _windows(p, np.ones((1, *x.shape[1:3], 1), "int64"), pads).sum((3, 4))
+    total = sliding_windows(p, x.astype("int64") - zero, pads * (p["in_zp"] - zero)).sum((3, 4))
+    n = sliding_windows(p, np.ones((1, *x.shape[1:3], 1), "int64"), pads).sum((3, 4))
     codes = np.sign(total) * ((np.abs(total) + n // 2) // n) + zero
     return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
 
 
 def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
     """Max pooling; padding never wins."""
-    windows = _windows(p, x, INTEGER_RANGE[str(x.dtype)][0])
+    windows = sliding_windows(p, x, INTEGER_RANGE[str(x.dtype)][0])
     return np.clip(windows.max((3, 4)), p["lo"], p["hi"]).astype(dtype)
 
 
@@ -216,7 +216,7 @@ def _finish(p: Params, acc: Array, factor: Any, dtype: str) -> Array:
     return requantize(acc, factor, p["out_zp"], p["lo"], p["hi"]).astype(dtype)
 
 
-def _windows(p: Params, x: Array, fill: int) -> Array:
+def sliding_windows(p: Params, x: Array, fill: int) -> Array:
     """Sliding windows ``[N, OH, OW, KH, KW, C]`` of a padded NHWC tensor."""
     (t, left, b, r), (kh, kw), (sh, sw) = p["padding"], p["pool"], p["strides"]
     dh, dw = p.get("dilation", (1, 1))
@@ -230,7 +230,7 @@ def _conv(p: Params, x: Array, w: Array) -> Array:
     """Exact sums in float64 of a zero-padded convolution, NHWC x OHWI."""
     out_channels, kh, kw, per_group = w.shape
     groups = p["groups"]
-    columns = _windows({**p, "pool": (kh, kw)}, x, 0)
+    columns = sliding_windows({**p, "pool": (kh, kw)}, x, 0)
     if per_group == 1 and out_channels % groups == 0 and groups == x.shape[3]:
         taps = w.reshape(groups, out_channels // groups, kh, kw)
         acc = np.einsum("nhwklc,cmkl->nhwcm", columns, taps, optimize=True)

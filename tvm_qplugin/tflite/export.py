@@ -16,7 +16,7 @@ from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.kernels import extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.canonicalize import IO
-from tvm_qplugin.passes.plan import FUNCTIONS, GRIDS
+from tvm_qplugin.passes.plan import FUNCTIONS, grids_of
 from tvm_qplugin.passes.select_kernels import kernel_of
 from tvm_qplugin.tflite import ops_arithmetic, ops_table, ops_window
 from tvm_qplugin.tflite.node import Node
@@ -128,7 +128,7 @@ class _Export:
 
     def _grids(self) -> dict[str, QuantParams]:
         """What lowering wrote down; data that is only moved before its first use has the same grid."""
-        grids = {name: QuantParams.from_json(data) for name, data in self._attribute(GRIDS).items()}
+        grids = grids_of(self.func)
         for var, value in reversed(self.bound.items()):
             if ir.op_name(value) in MOVEMENTS and var.name in grids:
                 for used in ir.variables(value):

@@ -1,0 +1,157 @@
+"""Bias correction and adaptive rounding of whole models."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import IRModule, relax
+
+from tvm_qplugin.api import quantize
+from tvm_qplugin.builder import build, compile_function
+from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.recipe import Recipe, Rule
+from tvm_qplugin.layer_walk import LayerWalk
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.correct_bias import CorrectBias
+from tvm_qplugin.recovery import recover
+from tvm_qplugin.simulator import Simulator
+
+RNG = np.random.default_rng(5)
+SHAPE = (1, 9, 9, 4)
+SAMPLES = [RNG.normal(0.4, 1, SHAPE).astype("float32") for _ in range(24)]
+
+
+def weights(*shape: int) -> relax.Expr:
+    """Ranges that differ between channels, and coarse ones: few large values."""
+    values = RNG.normal(size=shape) * RNG.uniform(0.2, 4, (*shape[:1], *[1] * (len(shape) - 1)))
+    return relax.const(np.where(RNG.random(shape) < 0.05, values * 9, values).astype("float32") * 0.2)
+
+
+def network() -> IRModule:
+    """Convolution, depthwise with a residual, grouped, split in float, dense."""
+    builder, op = relax.BlockBuilder(), relax.op
+    layouts = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
+    x = relax.Var("x", relax.TensorType(SHAPE, "float32"))
+
+    def conv(value: Any, name: str, *shape: int, bias: bool = True, relu: bool = True, **fields: Any) -> Any:
+        value = builder.emit(op.nn.conv2d(value, weights(*shape), **layouts, **fields), f"{name}_conv")
+        if bias:
+            added = relax.const(RNG.normal(size=shape[0]).astype("float32"))
+            value = builder.emit(op.add(value, added), f"{name}_sum" if relu else name)
+        return builder.emit(op.clip(value, 0.0, 6.0), name) if relu else value
+
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            a = conv(x, "a", 12, 3, 3, 4, padding=[1] * 4)
+            b = conv(a, "b", 12, 3, 3, 1, padding=[1] * 4, groups=12, bias=False)
+            c = builder.emit(op.add(a, b), "c")
+            d = conv(c, "d", 8, 1, 1, 6, groups=2, relu=False, strides=[2, 2])
+            parts = builder.emit(op.split(builder.emit(op.nn.layer_norm(d, *_norm(), axes=[-1])), 2, 3))
+            e = builder.emit(op.concat([parts[1], parts[0]], 3), "e")
+            f = builder.emit(op.mean(e, [1, 2]), "f")
+            g = builder.emit(op.matmul(f, weights(8, 5)), "g")
+            out = builder.emit_output(op.nn.relu(g), "out")
+        builder.emit_func_output(out)
+    return builder.get()
+
+
+def _norm() -> tuple[relax.Expr, relax.Expr]:
+    return relax.const(np.ones(8, "float32")), relax.const(np.zeros(8, "float32"))
+
+
+@pytest.fixture(scope="module")
+def module() -> IRModule:
+    return network()
+
+
+@pytest.fixture(scope="module")
+def quantized(module: IRModule) -> IRModule:
+    return quantize(module, calibration=SAMPLES)
+
+
+def biases(module: IRModule) -> dict[str, Array]:
+    """int32 biases by the layer's name, as they reach the kernels."""
+    return {layer.name: layer.bias for layer in LayerWalk(module, []).layers.values()}
+
+
+def test_layers_found(quantized: IRModule) -> None:
+    assert list(biases(quantized)) == ["a", "b", "d", "out"]
+
+
+def test_means_become_those_of_the_float_model(module: IRModule, quantized: IRModule) -> None:
+    """Of the dense layer at the end, whose accumulator the oracle gives for every sample."""
+    walk = LayerWalk(recover(quantized, module, SAMPLES), [[sample] for sample in SAMPLES])
+    seen: dict[str, tuple[Any, list[Array]]] = {}
+
+    def note(layer: Any, values: list[Array]) -> Any:
+        seen[layer.name] = (layer, values)
+        return layer
+
+    assert len(list(walk.run(note))) == 4
+    layer, values = seen["out"]
+    zero, weight = layer.params["in_zp"], layer.weight.astype("int64").T
+    wide = [(value.astype("int64") - zero) @ weight for value in values]
+    found = (np.mean(wide, 0)[0] + layer.bias) * layer.unit
+    run = compile_function(_until(module, "g"))
+    wanted = np.mean([run([sample])[0][0] for sample in SAMPLES], 0)
+    assert (np.abs(found - wanted) <= 0.51 * layer.unit + 1e-4 * np.abs(wanted)).all()
+
+
+def _until(module: IRModule, name: str) -> IRModule:
+    with ir.Emitter(module) as out:
+        env: dict[Any, Any] = {}
+        for var, value in ir.bindings(module["main"]):
+            env[var] = out.emit(ir.substitute(value, env), var.name)
+            if var.name == name:
+                return out.finish([env[var]], False)
+    raise AssertionError(name)
+
+
+def test_wrong_biases_are_found_out(module: IRModule, quantized: IRModule) -> None:
+    rng = np.random.default_rng(0)
+    shifts = {name: rng.integers(-4000, 4000, bias.shape) for name, bias in biases(quantized).items()}
+    spoilt = tvm.transform.Sequential([CorrectBias(shifts)])(quantized)
+    wanted, found = (biases(recover(start, module, SAMPLES)) for start in (quantized, spoilt))
+    for name, bias in wanted.items():
+        np.testing.assert_array_equal(found[name], bias, err_msg=name)
+        assert (biases(spoilt)[name] != bias).any()
+
+
+@pytest.mark.parametrize("adaptive_rounding", [False, True])
+def test_layers_see_what_the_corrected_model_computes(
+    module: IRModule, quantized: IRModule, adaptive_rounding: bool
+) -> None:
+    result = recover(quantized, module, SAMPLES, adaptive_rounding=adaptive_rounding)
+    artifact, oracle = build(result), Simulator(result)
+    for sample in SAMPLES[:3]:
+        np.testing.assert_array_equal(artifact.run(sample)[0], oracle.run(sample)[0])
+    again = recover(result, module, SAMPLES)
+    tvm.ir.assert_structural_equal(again, result)
+
+
+def test_error_shrinks_on_other_samples(module: IRModule, quantized: IRModule) -> None:
+    fresh = [np.random.default_rng(i).normal(0.4, 1, SHAPE).astype("float32") for i in range(100, 140)]
+    run = compile_function(module)
+    wanted = [run([sample])[0] for sample in fresh]
+    changed = [recover(quantized, module, SAMPLES, adaptive_rounding=on) for on in (False, True)]
+    errors = []
+    for result in (quantized, *changed):
+        found = compile_function(result)
+        pairs = zip(fresh, wanted, strict=True)
+        errors.append(sum(float(((found([x])[0] - y) ** 2).sum()) for x, y in pairs))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_float_layers_stay(module: IRModule) -> None:
+    recipe = Recipe(rules=(Rule(op="conv2d", scheme="float"), Rule(op="dense", scheme="float")))
+    quantized = quantize(module, recipe=recipe, calibration=SAMPLES)
+    tvm.ir.assert_structural_equal(recover(quantized, module, SAMPLES), quantized)
+
+
+def test_wrong_samples(module: IRModule, quantized: IRModule) -> None:
+    with pytest.raises(CalibrationError, match="needs samples, and none were given"):
+        recover(quantized, module, [])
+    with pytest.raises(CalibrationError, match=r"sample 1, input 'x': shape \[2\] was given"):
+        recover(quantized, module, [SAMPLES[0], np.zeros(2, "float32")])

@@ -1,0 +1,133 @@
+"""Win back accuracy with a few samples: weights rounded together, biases that correct mean errors.
+
+Both go layer after layer through the quantized model, each layer seeing what the changed ones before it
+deliver, and need no labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import IRModule
+
+from tvm_qplugin.builder import compile_function
+from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
+from tvm_qplugin.core.rounding import round_compensated
+from tvm_qplugin.layer_walk import Layer, LayerWalk
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.annotate import group
+from tvm_qplugin.passes.correct_bias import CorrectBias
+from tvm_qplugin.passes.insert_observers import InsertObservers
+from tvm_qplugin.passes.round_adaptively import RoundAdaptively
+from tvm_qplugin.progress import progress_bar
+from tvm_qplugin.samples import Sample, fit_sample, inputs_of
+
+ROWS, ROWS_PER_INPUT = 4096, 16
+"""A layer's second moments are taken from so many of its outputs: the larger of these, the second times K."""
+
+_CLAMPS = ("relax.nn.relu", "relax.clip")
+
+
+@dataclass(frozen=True)
+class FloatLayer:
+    """What a layer is in float: its weight as in the float module, its mean output before activation [O]."""
+
+    weight: Array
+    mean: Array
+
+
+def recover(
+    quantized: IRModule,
+    module: IRModule,
+    samples: Sequence[Sample],
+    *,
+    adaptive_rounding: bool = False,
+    correct_bias: bool = True,
+    progress: bool = False,
+) -> IRModule:
+    """The QDQ module with int8 weights and int32 biases closer to the float model's results.
+
+    ``module``: the canonical float module that ``quantized`` (float inputs) was made from. ``samples`` as for
+    calibration, all in memory at once: some 64 are enough. ``adaptive_rounding``: see
+    ``core/rounding.py``. ``correct_bias``: every layer gets the mean output that it has in float (Nagel
+    et al., Data-Free Quantization, arXiv 1906.04721, appendix D). Layers in float stay as they
+    are. Raises CalibrationError without samples, or for those that do not fit.
+    """
+    if not samples:
+        raise CalibrationError("recovering accuracy needs samples, and none were given: 50 or more are good")
+    inputs = inputs_of(module)
+    arrays = [fit_sample(index, sample, inputs) for index, sample in enumerate(samples)]
+    walk = LayerWalk(quantized, arrays)
+    if not walk.layers:
+        return quantized
+    floats = float_layers(module, [layer.name for layer in walk.layers.values()], arrays)
+    weights, shifts = dict[str, Array](), dict[str, Array]()
+
+    def adjust(layer: Layer, values: list[Array]) -> Layer:
+        if adaptive_rounding:
+            layer = replace(layer, weight=_rounded(layer, values, floats[layer.name]))
+        return replace(layer, bias=_corrected(layer, values, floats[layer.name])) if correct_bias else layer
+
+    with progress_bar(progress, walk.layers, label="recover accuracy", unit="layers") as advance:
+        for old, new in walk.run(adjust):
+            weights[new.name], shifts[new.name] = new.weight, new.bias.astype("int64") - old.bias
+            advance()
+    passes = [RoundAdaptively(weights)] * adaptive_rounding + [CorrectBias(shifts)] * correct_bias
+    return tvm.transform.Sequential(passes)(quantized)
+
+
+def float_layers(
+    module: IRModule, layers: Sequence[str], samples: Sequence[list[Array]]
+) -> dict[str, FloatLayer]:
+    """Weights and mean outputs of layers, by the names of their outputs."""
+    func = ir.main_function(module)
+    defined = {var.name: value for var, value in ir.bindings(func)}
+    found = {op.output: op.members for op in group(func)}
+    before = {name: _before_clamp(found[name], defined) for name in layers}
+    means = _channel_means(module, list(before.values()), samples)
+    weights = {name: ir.const_value(defined[found[name][0]].args[1]) for name in layers}
+    return {name: FloatLayer(w, means[before[name]]) for name, w in weights.items() if w is not None}
+
+
+def _before_clamp(members: Sequence[str], defined: Mapping[str, relax.Expr]) -> str:
+    return [name for name in members if ir.op_name(defined[name]) not in _CLAMPS][-1]
+
+
+def _channel_means(
+    module: IRModule, names: Sequence[str], samples: Sequence[list[Array]]
+) -> dict[str, Array]:
+    """The mean of tensors over samples and all axes but the last."""
+    total = {name: np.zeros(()) for name in names}
+    run = compile_function(tvm.transform.Sequential([InsertObservers(tuple(names))])(module))
+    for arrays in samples:
+        for name, value in zip(names, run(arrays)[-len(names) :], strict=True):
+            total[name] = total[name] + value.mean(tuple(range(value.ndim - 1)), dtype="float64")
+    return {name: value / len(samples) for name, value in total.items()}
+
+
+def _corrected(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
+    """The bias with which the mean of the accumulator is that of the float layer."""
+    mean = sum(value.astype("float64") for value in values) / len(values)
+    patch = layer.per_group(layer.patches(np.asarray(mean)).mean(0, "float64", keepdims=True))[:, 0]
+    acc = np.einsum("gok,gk->go", layer.rows(layer.weight).astype("float64"), patch).reshape(-1)
+    return np.clip(np.rint(wanted.mean / layer.unit - acc), *INTEGER_RANGE["int32"]).astype("int32")
+
+
+def _rounded(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
+    """The float weight rounded anew, for the inputs that the quantized layer gets."""
+    real = wanted.weight.T if layer.kernel == "qdense" else wanted.weight
+    codes = real.reshape(len(real), -1).astype("float64") / layer.scale[:, None]
+    count = max(ROWS, ROWS_PER_INPUT * layer.weight[0].size) // len(values)
+    choose = np.random.default_rng(0)
+    patches = np.concatenate([layer.patches(value, max(count, 1), choose) for value in values])
+    rows = layer.per_group(patches)
+    rows = rows - rows.mean(1, keepdims=True)
+    parts = [
+        round_compensated(part, seen.T @ seen) for part, seen in zip(layer.rows(codes), rows, strict=True)
+    ]
+    return np.concatenate(parts).reshape(layer.weight.shape).astype("int8")
