@@ -18,6 +18,8 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle
 
 Explain = Callable[[str], str | None]
+_CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
+"""Operators with a weight, and its axis of output channels (None: it has one scale)."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="Annotate")
@@ -48,10 +50,9 @@ class Annotate:
             reason = "the recipe keeps it in float"
         if not reason and self.explain is not None:
             reason = self.explain(op.kind) or ""
-        axis = {"conv2d": 0, "dense": 1}.get(op.kind)
         weight = None
-        if axis is not None and not reason:
-            weight = replace(WEIGHT, axis=axis if choice.per_channel else None)
+        if op.kind in _CHANNELS and not reason:
+            weight = replace(WEIGHT, axis=_CHANNELS[op.kind] if choice.per_channel else None)
         return replace(op, integer=not reason, reason=reason, weight=weight)
 
 

@@ -20,6 +20,8 @@ EDGETPU = TargetProfile(
         _FIX_BATCH,
         f"{_PASSES}fold_pad:FoldPad",
         _EQUAL_DILATION,
+        f"{_PASSES}unit_strides:UnitStrides",
+        f"{_PASSES}leaky_to_prelu:LeakyToPRelu",
         f"{_PASSES}split_mean:SplitMean",
         f"{_PASSES}dense_on_rows:DenseOnRows",
     ),

@@ -117,6 +117,13 @@ NETS: dict[str, Make] = {
     "clip -1 to 1 alone": lambda net: net(
         "Clip", net("MaxPool", "x", kernel_shape=[2, 2]), *(net.weight(np.float32(b)) for b in (-1, 1))
     ),
+    "prelu": lambda net: net("PRelu", conv(5)(net), net.normal(5, 1, 1)),
+    "prelu relu6": lambda net: net(
+        "Clip",
+        net("PRelu", conv(5)(net), net.normal(1, 5, 1, 1)),
+        *(net.weight(np.float32(b)) for b in (0, 6)),
+    ),
+    "prelu of rows": lambda net: net("PRelu", dense(net), net.normal(10)),
     "add": lambda net: net("Add", conv(6, pads=[1] * 4)(net), "x"),
     "add relu": lambda net: net("Relu", net("Add", conv(6, pads=[1] * 4)(net), "x")),
     "sub": lambda net: net("Sub", conv(6, pads=[1] * 4)(net), "x"),

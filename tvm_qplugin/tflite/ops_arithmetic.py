@@ -48,6 +48,19 @@ def multiply(node: Node) -> Value:
     return node.activated("MUL", [node.value(0), node.value(1)], "MulOptions")
 
 
+def prelu(node: Node) -> Value:
+    """PRELU; the slopes of an image lie along its last axis, as Keras writes them. A clamp stands behind."""
+    alpha, lo, hi = node.array(1), int(node.params["lo"]), int(node.params["hi"])
+    shaped = alpha.reshape((1,) * max(len(node.out.shape) - 2, 0) + alpha.shape)
+    slopes = node.writer.constant(f"{node.name}_alpha", shaped, node.grids[f"{node.name}_weight"])
+    inputs = [node.value(0), slopes]
+    if node.activation(lo, hi, True) == "NONE":
+        return node.emit("PRELU", inputs)
+    raw = node.writer.tensor(f"{node.name}_raw", node.out, node.grid)
+    node.writer.operator("PRELU", inputs, [raw])
+    return node.clamp(raw, lo, hi)
+
+
 def mean(node: Node) -> Value:
     """MEAN; a clamp behind it is an operator of its own."""
     lo, hi = int(node.params["lo"]), int(node.params["hi"])
