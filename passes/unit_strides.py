@@ -57,7 +57,13 @@ def _bounds(call: Expr) -> list[tuple[int, int, int]]:
     axes, *parts = ([int(field) for field in arg.fields] for arg in call.args[1:5])
     for axis, begin, end, step in zip(axes, *parts, strict=True):
         chosen[axis] = slice(begin, end, step)
-    return [part.indices(extent) for part, extent in zip(chosen, shape, strict=True)]
+    return [_whole(*part.indices(extent), extent) for part, extent in zip(chosen, shape, strict=True)]
+
+
+def _whole(begin: int, end: int, step: int, extent: int) -> tuple[int, int, int]:
+    """The same picks with an open end, if that adds none."""
+    same = step > 0 and len(range(begin, end, step)) == len(range(begin, extent, step))
+    return begin, extent if same else end, step
 
 
 def _pooled(x: Expr, bounds: Sequence[tuple[int, int, int]]) -> Expr:
