@@ -18,7 +18,6 @@ EDGETPU = TargetProfile(
     per_channel_dense=False,
     float_passes=(
         _FIX_BATCH,
-        f"{_PASSES}fold_pad:FoldPad",
         _EQUAL_DILATION,
         f"{_PASSES}unit_strides:UnitStrides",
         f"{_PASSES}leaky_to_prelu:LeakyToPRelu",
@@ -37,6 +36,6 @@ ETHOS_U = TargetProfile(
     {},
     artifact="tflite",
     io="int8",
-    float_passes=(_FIX_BATCH, f"{_PASSES}fold_pad:FoldPad"),
+    float_passes=(_FIX_BATCH,),
     quantized_passes=(_FIX_BATCH,),
 )
