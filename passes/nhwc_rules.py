@@ -206,7 +206,7 @@ UNARY = (
     "square negative abs floor ceil round erf sin cos astype sign logical_not"
 )
 BINARY = "add subtract multiply divide maximum minimum power greater less greater_equal less_equal equal"
-ELEMENTWISE = {"quantize", "dequantize", *UNARY.split(), *BINARY.split()}
+ELEMENTWISE = {"quantize", "dequantize", "nn.prelu", *UNARY.split(), *BINARY.split()}
 WINDOWED = {"nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "image.resize2d"}
 RULES: dict[str, Rule] = {
     "nn.conv2d": conv2d,

@@ -216,3 +216,26 @@ def test_float_models_are_checked_with_made_up_ranges(litert: Any, path: Path) -
     assert json.loads(call("check", path, "--json").stdout) == data
     for target in ("ethos-u", "litert-gpu", "litert-hexagon"):
         assert json.loads(call("check", path, "--target", target, "--json").stdout)["ranges_made_up"]
+
+
+QUICK = "tiny_kws_dscnn tiny_ad_autoencoder tiny_resnet8_cifar10 resnet20_cifar10 fastestdet_coco_352".split()
+SLOW = (
+    "tiny_vww_mobilenetv1_025_96 mobilenet_v1_0.25_224 mobilenet_v1_0.75_224 mobilenet_v2_1.0_224 "
+    "resnet56_cifar10 deeplabv3_mnv2_dm05_257"
+)
+MODELS = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW.split())]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_real_models_map(litert: Any, shared_data: Path, name: str) -> None:
+    """All of every model, but for a softmax of each pixel and what follows it."""
+    data = json.loads(call("check", shared_data / "models" / f"{name}.onnx", "--json").stdout)
+    reasons = {
+        (op["operator"], op["rule"].split(":")[0]) for op in data["operators"] if op["placed"] == "cpu"
+    }
+    own = {reason for reason in reasons if not reason[1].startswith("comes after")}
+    if name.startswith("fastestdet"):
+        assert own == {("SOFTMAX", "input is 1-D with at most 16000 elements")}
+        assert data["total"] - data["mapped"] <= 4
+    else:
+        assert data["complete"] and not data["float_io"], reasons
