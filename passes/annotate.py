@@ -167,6 +167,25 @@ def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict
             op = replace(op, integer=False, reason="its input comes from a float operator")
         settled[name] = op
         integer.update({member: op.integer for member in op.members})
+    return _moved_after_quantizing(settled, operators, params)
+
+
+def _moved_after_quantizing(
+    settled: dict[str, OpAnnotation], operators: Mapping[str, OpAnnotation], params: set[str]
+) -> dict[str, OpAnnotation]:
+    """Inputs of the model are quantized before they are moved for integer operators, not after.
+
+    But for a transposition, which quantizing does on the way.
+    """
+    sources = set(params)
+    for name, op in settled.items():
+        if op.kind in MOVEMENT and operators[name].integer and set(op.inputs) <= sources:
+            sources.add(name)
+    for name in [name for name in reversed(settled) if name in sources]:
+        readers = [op for op in settled.values() if name in op.inputs]
+        op = settled[name]
+        if op.kind not in ("permute_dims", "split") and readers and all(reader.integer for reader in readers):
+            settled[name] = replace(op, integer=True, reason="")
     return settled
 
 

@@ -29,7 +29,7 @@ SHAPE = (1, 3, 12, 12)
 NODE = helper.make_node
 
 
-def model(batch: int = 1) -> onnx.ModelProto:
+def model(batch: int | str = 1) -> onnx.ModelProto:
     """Everything that the Edge TPU needs rewritten."""
     rng = np.random.default_rng(0)
 
@@ -142,9 +142,10 @@ def test_defaults_are_the_targets_and_the_user_prevails(path: Path) -> None:
         qp.export_tflite(per_channel, target="edgetpu")
 
 
-def test_a_batch_becomes_one(litert: Any, tmp_path: Path) -> None:
-    onnx.save(model(batch=6), tmp_path / "six.onnx")
-    module = qp.quantize(tmp_path / "six.onnx", target="edgetpu", calibration=samples())
+@pytest.mark.parametrize("batch", [6, "N"])
+def test_a_batch_becomes_one(litert: Any, tmp_path: Path, batch: int | str) -> None:
+    onnx.save(model(batch), tmp_path / "many.onnx")
+    module = qp.quantize(tmp_path / "many.onnx", target="edgetpu", calibration=samples())
     assert report(module, "edgetpu").complete
     assert ir.spec_of(ir.main_function(module).params[0]).shape == SHAPE
     onnx.save(model(), tmp_path / "one.onnx")

@@ -133,12 +133,8 @@ def _pool(node: Node, code: str, x: Value, padding: str) -> Value:
 
 
 def pad(node: Node) -> Value:
-    """PAD, which pads with the zero point."""
-    x, value = node.value(0), int(node.params["value"])
-    if x.grid is None or value != int(x.grid.zero_point):
-        raise node.refuse(f"it pads with the code {value}, not with 0; PADV2 is on few devices")
-    widths = np.asarray(node.params["pad_width"]).reshape(-1, 2)
-    return _pad(node, x, widths, node.result())
+    """PAD, which pads with the zero point as the kernel does."""
+    return _pad(node, node.value(0), np.asarray(node.params["pad_width"]).reshape(-1, 2), node.result())
 
 
 def resize(node: Node) -> Value:
