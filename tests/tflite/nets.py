@@ -141,6 +141,20 @@ NETS: dict[str, Make] = {
     "global average": lambda net: net("GlobalAveragePool", conv(6)(net)),
     "mean relu": lambda net: net("Relu", net("ReduceMean", "x", net.ints(2, 3), keepdims=0)),
     "pad": lambda net: net("Pad", conv(6)(net), net.ints(0, 0, 1, 2, 0, 0, 0, 1)),
+    "conv of a slice": lambda net: net(
+        "Conv",
+        net("Slice", "x", net.ints(1, 1), net.ints(5, 8), net.ints(2, 3)),
+        net.normal(7, 6, 3, 3),
+        net.normal(7),
+    ),
+    "conv of a padded input": lambda net: net(
+        "Conv",
+        net("Pad", "x", net.ints(0, 0, 0, 0, 0, 0, 1, 1)),
+        net.normal(7, 6, 3, 3),
+        net.normal(7),
+        strides=[2, 2],
+    ),
+    "dense of the input": lambda net: net("Gemm", net("Flatten", "x"), net.normal(432, 5), net.normal(5)),
     "concat": lambda net: net("Concat", conv(5, pads=[1] * 4)(net), "x", axis=1),
     "slice": lambda net: net(
         "Slice", conv(6)(net), net.ints(1, 0), net.ints(7, 6), net.ints(2, 1), net.ints(2, 2)
