@@ -18,6 +18,8 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle
 
 Explain = Callable[[str], str | None]
+_CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
+"""Operators with a weight, and its axis of output channels (None: it has one scale)."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="Annotate")
@@ -48,10 +50,9 @@ class Annotate:
             reason = "the recipe keeps it in float"
         if not reason and self.explain is not None:
             reason = self.explain(op.kind) or ""
-        axis = {"conv2d": 0, "dense": 1}.get(op.kind)
         weight = None
-        if axis is not None and not reason:
-            weight = replace(WEIGHT, axis=axis if choice.per_channel else None)
+        if op.kind in _CHANNELS and not reason:
+            weight = replace(WEIGHT, axis=_CHANNELS[op.kind] if choice.per_channel else None)
         return replace(op, integer=not reason, reason=reason, weight=weight)
 
 
@@ -166,6 +167,25 @@ def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict
             op = replace(op, integer=False, reason="its input comes from a float operator")
         settled[name] = op
         integer.update({member: op.integer for member in op.members})
+    return _moved_after_quantizing(settled, operators, params)
+
+
+def _moved_after_quantizing(
+    settled: dict[str, OpAnnotation], operators: Mapping[str, OpAnnotation], params: set[str]
+) -> dict[str, OpAnnotation]:
+    """Inputs of the model are quantized before they are moved for integer operators, not after.
+
+    But for a transposition, which quantizing does on the way.
+    """
+    sources = set(params)
+    for name, op in settled.items():
+        if op.kind in MOVEMENT and operators[name].integer and set(op.inputs) <= sources:
+            sources.add(name)
+    for name in [name for name in reversed(settled) if name in sources]:
+        readers = [op for op in settled.values() if name in op.inputs]
+        op = settled[name]
+        if op.kind not in ("permute_dims", "split") and readers and all(reader.integer for reader in readers):
+            settled[name] = replace(op, integer=True, reason="")
     return settled
 
 

@@ -15,6 +15,7 @@ from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.passes.canonicalize_ops import CanonicalizeOps
 from tvm_qplugin.passes.fold_batch_norm import FoldBatchNorm
 from tvm_qplugin.passes.fold_constants import FoldConstants
+from tvm_qplugin.passes.fold_pad import FoldPad
 from tvm_qplugin.passes.rebuild import (
     dtype_of,
     op_name,
@@ -41,7 +42,7 @@ def canonicalize(module: IRModule, input_layout: str = "NCHW") -> IRModule:
     declared = int(main.attrs["num_input"]) if main.attrs and "num_input" in main.attrs else len(main.params)
     if declared != len(main.params):
         raise ModelError("main takes its weights as parameters; bind them with relax.transform.BindParams")
-    passes = [FoldConstants(), CanonicalizeOps(), FoldBatchNorm(), ToNHWC(input_layout == "NHWC")]
+    passes = [FoldConstants(), CanonicalizeOps(), FoldBatchNorm(), ToNHWC(input_layout == "NHWC"), FoldPad()]
     module = tvm.transform.Sequential(passes)(module)
     module["main"] = (
         module["main"].with_attr("num_input", declared).with_attr(IO, _interface(main, module["main"]))

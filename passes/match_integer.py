@@ -14,6 +14,7 @@ from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.qparams import Array, QuantParams, add_params, channel_scale, clamp_bounds, multiplier
 from tvm_qplugin.passes import ir, lut
 from tvm_qplugin.passes.match_movement import match_movement
+from tvm_qplugin.passes.match_prelu import match_prelu
 from tvm_qplugin.passes.match_window import (
     ints,
     match_mean,
@@ -295,4 +296,5 @@ _HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] 
     "mean": match_mean,
     "softmax": match_softmax,
     "resize2d": match_resize,
+    "prelu": match_prelu,
 }

@@ -100,6 +100,15 @@ def unary(lay: Layouts, var: Var, call: Expr) -> bool:
     return var in lay.nhwc_of or var in lay.flat_of
 
 
+def prelu(lay: Layouts, var: Var, call: Expr) -> bool:
+    """A slope for each channel: it follows its axis."""
+    if not lay.is_nhwc(call.args[0]):
+        return False
+    out = relax.op.nn.prelu(lay.nhwc(call.args[0]), call.args[1], axis=moved(call.attrs.axis))
+    lay.nhwc_of[var] = lay.emit(out, var.name)
+    return True
+
+
 def quantization(lay: Layouts, var: Var, call: Expr) -> bool:
     """Quantize and dequantize; a per-axis scale follows its axis."""
     if not shape_of(call.args[1]):
@@ -197,7 +206,7 @@ UNARY = (
     "square negative abs floor ceil round erf sin cos astype sign logical_not"
 )
 BINARY = "add subtract multiply divide maximum minimum power greater less greater_equal less_equal equal"
-ELEMENTWISE = {"quantize", "dequantize", *UNARY.split(), *BINARY.split()}
+ELEMENTWISE = {"quantize", "dequantize", "nn.prelu", *UNARY.split(), *BINARY.split()}
 WINDOWED = {"nn.conv2d", "nn.max_pool2d", "nn.avg_pool2d", "image.resize2d"}
 RULES: dict[str, Rule] = {
     "nn.conv2d": conv2d,
@@ -206,6 +215,7 @@ RULES: dict[str, Rule] = {
     "image.resize2d": resize2d,
     "quantize": quantization,
     "dequantize": quantization,
+    "nn.prelu": prelu,
     "concat": concat,
     "nn.softmax": along_axis,
     "nn.log_softmax": along_axis,

@@ -32,6 +32,7 @@ KINDS = {
     "relax.take": "take",
     "relax.nn.softmax": "softmax",
     "relax.image.resize2d": "resize2d",
+    "relax.nn.prelu": "prelu",
 }
 """Relax operator -> kind, as recipes, reports and profiles name it."""
 
@@ -139,6 +140,13 @@ def _dense(value: relax.Expr) -> str:
     return reason or ("" if len(ir.spec_of(value.args[1]).shape) == 2 else "its weight is not a matrix")
 
 
+def _prelu(value: relax.Expr) -> str:
+    rank = len(ir.spec_of(value.args[0]).shape)
+    if int(value.attrs.axis) % rank != rank - 1:
+        return "its slopes are not along the last axis"
+    return _constant_weight(value)
+
+
 def _pool(value: relax.Expr) -> str:
     attrs = value.attrs
     if ir.op_name(value) == "relax.max":
@@ -194,4 +202,5 @@ _OBSTACLES: dict[str, Callable[[relax.Expr], str]] = {
     "resize2d": _resize,
     "pad": _pad,
     "take": _take,
+    "prelu": _prelu,
 }

@@ -155,7 +155,7 @@ def _nhwc_param(param: Var) -> Var:
 
 
 def _image_inputs(func: relax.Function) -> set[Var]:
-    """4-D parameters that reach an NCHW convolution, pool or resize through elementwise operators only."""
+    """4-D parameters that reach an NCHW convolution, pool or resize elementwise, padded or cut only."""
     origin = {param: param for param in func.params if len(shape_of(param)) == 4}
     found = set()
     for var, value in straight_bindings(func):
@@ -163,7 +163,7 @@ def _image_inputs(func: relax.Function) -> set[Var]:
         if source is not None and op_name(value) in WINDOWED:
             if _layout(value) == "NCHW":
                 found.add(source)
-        elif source is not None and op_name(value) in ELEMENTWISE:
+        elif source is not None and op_name(value) in (*ELEMENTWISE, "nn.pad", "strided_slice"):
             origin[var] = source
     return found
 

@@ -22,6 +22,8 @@ PROFILES: Registry[TargetProfile] = Registry(
         "x86-64-avxvnni": "tvm_qplugin.targets.x86:X86_AVXVNNI",
         "x86-64-v3": "tvm_qplugin.targets.x86:X86_V3",
         "x86-64": "tvm_qplugin.targets.x86:X86",
+        "edgetpu": "tvm_qplugin.targets.accelerators:EDGETPU",
+        "ethos-u": "tvm_qplugin.targets.accelerators:ETHOS_U",
     },
 )
 
@@ -36,7 +38,16 @@ def find_profile(name: str | TargetProfile) -> TargetProfile:
 
 
 def tvm_target(profile: TargetProfile) -> tvm.target.Target:
-    """The profile's TVM target; "host" values are read off this machine."""
+    """The profile's TVM target; "host" values are read off this machine.
+
+    Raises TargetError for a device that nothing is compiled for here.
+    """
+    if profile.artifact != "model.so":
+        raise TargetError(
+            f"target {profile.name!r} runs .tflite files, for which nothing is compiled here: write one with "
+            f"export_tflite(module, target={profile.name!r}) or `tvm-qplugin export QUANTIZED --target "
+            f"{profile.name}`; to compile, use a CPU as the target, for example host"
+        )
     detected: dict[str, Callable[[], Any]] = {"mcpu": _host_cpu, "num-cores": lambda: os.cpu_count() or 1}
     config: dict[str, Any] = {k: detected[k]() if v == "host" else v for k, v in profile.tvm.items()}
     return tvm.target.Target(config)
@@ -45,6 +56,16 @@ def tvm_target(profile: TargetProfile) -> tvm.target.Target:
 def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
     """The schedule rules of a profile, imported."""
     return tuple(_load(path) for path in profile.rules)
+
+
+def float_passes(profile: TargetProfile) -> tuple[Any, ...]:
+    """The rewrites of a float module, before it is calibrated."""
+    return tuple(_load(path)() for path in profile.float_passes)
+
+
+def quantized_passes(profile: TargetProfile) -> tuple[Any, ...]:
+    """The rewrites of a QDQ module."""
+    return tuple(_load(path)() for path in profile.quantized_passes)
 
 
 def profile_of(target: tvm.target.Target) -> TargetProfile:

@@ -9,6 +9,7 @@ import math
 
 from tvm_qplugin.core.device_limits import (
     activations_in,
+    axes_of,
     batch_one,
     called,
     constant,
@@ -68,6 +69,8 @@ def _scale_factor(op: Op) -> str | None:
     before, after = op.shape(0)[1:3], op.outputs[0].shape[1:3]
     if len(before) < 2 or before == (1, 1) or before == after:
         return None
+    if len(after) < 2:
+        return f"scales {list(before)} to {list(after)}"
     less = int(bool(op.options.get("align_corners")))
     factors = [(b - less) / max(a - less, 1) for a, b in zip(before, after, strict=True)]
     allowed = (2,) if op.options.get("half_pixel_centers") and op.name == "RESIZE_BILINEAR" else (2, 4, 8)
@@ -76,10 +79,7 @@ def _scale_factor(op: Op) -> str | None:
 
 
 def _reduced(op: Op) -> str | None:
-    axes = op.constant(1)
-    if axes is None:
-        return None
-    extents = [op.shape(0)[int(a)] for a in axes.reshape(-1)]
+    extents = [op.shape(0)[axis] for axis in axes_of(op, 1, "axis", len(op.shape(0)))]
     return f"reduces {extents}" if max(extents, default=1) >= 4096 or math.prod(extents) > 2**23 else None
 
 

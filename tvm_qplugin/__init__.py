@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tvm_qplugin.api import quantize
+    from tvm_qplugin.api import prepare, quantize
     from tvm_qplugin.artifact import Artifact
     from tvm_qplugin.builder import build
     from tvm_qplugin.calibrator import calibrate
@@ -30,6 +30,7 @@ _PUBLIC = {
     "calibrate": "calibrator",
     "export_tflite": "exporter",
     "load": "frontend",
+    "prepare": "api",
     "quantize": "api",
     "simulate": "simulator",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "calibrate",
     "export_tflite",
     "load",
+    "prepare",
     "quantize",
     "simulate",
 ]

@@ -19,13 +19,14 @@ from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.quantize_io import QuantizeIO
-from tvm_qplugin.pipeline import is_quantized, quantize_module
+from tvm_qplugin.pipeline import is_quantized, quantize_module, rewritten
+from tvm_qplugin.targets import find_profile
 
 
 def quantize(
     model: str | os.PathLike[str] | IRModule,
     *,
-    recipe: str | Recipe | Mapping[str, Any] = "int8",
+    recipe: str | Recipe | Mapping[str, Any] | None = None,
     target: str | TargetProfile = "host",
     calibration: Iterable[Any] | CalibrationTable | None = None,
     batch: int | None = None,
@@ -35,7 +36,7 @@ def quantize(
     hooks: Sequence[CalibrationHook] = (),
     limit: int | None = None,
     progress: bool = False,
-    io: str = "float",
+    io: str | None = None,
     dump: str | os.PathLike[str] | None = None,
 ) -> IRModule:
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
@@ -43,25 +44,28 @@ def quantize(
     ``model``: an ONNX file, or a Relax module with a function ``main``. One that is quantized already
     (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples, each an
     array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
+    ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
     ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
     observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the
-    model's inputs and outputs: "float", "int8" or "uint8". ``dump``: directory for the IR after every pass.
-    ``batch``, ``input_layout``, ``shapes``: see ``load``.
+    model's inputs and outputs: "float", "int8" or "uint8". ``recipe`` and ``io`` left out are the target's:
+    "int8" and "float" for CPUs. ``dump``: directory for the IR after every pass. ``batch``, ``input_layout``,
+    ``shapes``: see ``load``.
 
     Raises ModelError, CalibrationError, RecipeError or TargetError, all of them QPluginError.
     """
-    chosen = find_recipe(recipe)
+    profile = find_profile(target)
+    chosen = find_recipe(profile.recipe if recipe is None else recipe)
     if chosen.scheme == "float":
         raise RecipeError("recipe 'float' quantizes nothing: pass the result of load() to build()")
     with dumping(dump):
-        module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
+        module = prepare(model, target=profile, batch=batch, input_layout=input_layout, shapes=shapes)
         if is_quantized(module):
-            module = tvm.transform.Sequential([QuantizeIO(io)])(module)
+            module = tvm.transform.Sequential([QuantizeIO(profile.io if io is None else io)])(module)
         else:
             module = quantize_module(
                 module,
                 recipe=chosen,
-                target=target,
+                target=profile,
                 calibration=calibration,
                 observer=observer,
                 hooks=hooks,
@@ -70,6 +74,24 @@ def quantize(
                 io=io,
             )
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(model, chosen)))
+
+
+def prepare(
+    model: str | os.PathLike[str] | IRModule,
+    *,
+    target: str | TargetProfile = "host",
+    batch: int | None = None,
+    input_layout: str = "NCHW",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+) -> IRModule:
+    """Load a model and rewrite it for a target: what ``calibrate`` and ``quantize`` work on.
+
+    A table that ``quantize(model, target=target)`` shall use is made of this module. For CPUs it is what
+    ``load`` gives. Raises ModelError or TargetError.
+    """
+    profile = find_profile(target)
+    module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
+    return rewritten(module, profile)
 
 
 def describe_source(model: str | os.PathLike[str] | IRModule, recipe: Recipe) -> dict[str, Any]:

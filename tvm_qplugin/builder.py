@@ -76,7 +76,7 @@ def build(
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
-    a missing toolchain, ModelError for what is no module.
+    a missing toolchain or a device that runs .tflite files, ModelError for what is no module.
     """
     profile = find_profile(target)
     ir.main_function(module)
@@ -96,7 +96,7 @@ def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Man
         model=source.get("model", "model"),
         inputs=inputs,
         outputs=outputs,
-        target={"profile": profile.name, "tvm": _plain(tvm_target(profile))},
+        target={"profile": profile.name, "tvm": _plain(tvm_target(profile)) if profile.tvm else {}},
         recipe=source.get("recipe", {}),
         tensors=tensors_of(module),
         operators=operators,

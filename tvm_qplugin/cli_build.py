@@ -103,7 +103,9 @@ def inspect(
             show_default=False,
         ),
     ],
-    recipe: Annotated[str, typer.Option(help="Float ONNX file: recipe to plan with.")] = "int8",
+    recipe: Annotated[
+        str | None, typer.Option(help="Float ONNX file: recipe to plan with.", show_default="the target's")
+    ] = None,
     target: Annotated[str, typer.Option(help="Not for artifacts: device to plan for.")] = "host",
     batch: Batch = None,
     shape: Shapes = None,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from tvm_qplugin.tflite.file import TfliteModel
 
 TFLITE = (".tflite", ".lite", ".tfl")
+MADE_UP = (
+    "The model is in float: its ranges are made up, from random samples, only to see which operators map. "
+    "Real ranges may change the number of QUANTIZE operators. For a model to use: tvm-qplugin quantize"
+)
 Batch = Annotated[int | None, typer.Option(min=1, help="ONNX file: size of an unknown batch dimension.")]
 Shapes = Annotated[
     list[str] | None,
@@ -38,8 +42,8 @@ def check(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A .tflite file, or what can be exported to one: a directory that quantize wrote, or an "
-            "ONNX file that is quantized already (QDQ).",
+            help="A .tflite file, or what can be made one: a directory that quantize wrote, or an ONNX file; "
+            "a float one is quantized with made-up samples for the prediction.",
             show_default=False,
         ),
     ],
@@ -62,7 +66,11 @@ def check(
 
     The compilers of some devices are closed and cannot be asked: this predicts from what is published.
 
+    A model that is no .tflite file yet is rewritten for the device and exported as [bold]export --target[/]
+    does; of a float one only the mapping means something, not its numbers.
+
     Examples:
+      tvm-qplugin check model.onnx
       tvm-qplugin check model.tflite
       tvm-qplugin check quantized --target ethos-u --strict
     """
@@ -71,22 +79,33 @@ def check(
         from tvm_qplugin.tflite.check import check as predict
 
     rules = find_device(target)
-    result = predict(_read(source, loading_options(batch, "NCHW", shape)), rules, runtime)
+    model, made_up = _read(source, target, loading_options(batch, "NCHW", shape))
+    result = predict(model, rules, runtime)
     failure = _failure(result) if strict and not result.complete else ""
-    return Report(_json(source, result), tuple(_parts(source, result)), failure)
+    return Report(_json(source, result, made_up), tuple(_parts(source, result, made_up)), failure)
 
 
-def _read(source: Path, options: dict[str, Any]) -> TfliteModel:
+def _read(source: Path, target: str, options: dict[str, Any]) -> tuple[TfliteModel, bool]:
+    """The file, and whether its ranges are made up."""
     from tvm_qplugin.tflite.file import load
 
     if source.suffix.lower() in TFLITE:
-        return load(source, strict=False)
+        return load(source, strict=False), False
     from tvm_qplugin.exporter import export_tflite
+    from tvm_qplugin.pipeline import is_quantized, rewritten
+    from tvm_qplugin.provisional import provisional
+    from tvm_qplugin.targets import PROFILES, find_profile
 
+    profile = find_profile(target if target in PROFILES else "host")
     with step("reading the model"):
-        module = read_module(source, **options)
+        module = rewritten(read_module(source, **options), profile)
+    made_up = not is_quantized(module)
+    if made_up:
+        with step("quantizing it provisionally"):
+            module = provisional(module, profile)
     with step("exporting the model"):
-        return load(export_tflite(module), strict=False)
+        device = profile if profile.artifact == "tflite" else None
+        return load(export_tflite(module, target=device, per_channel_dense=True), strict=False), made_up
 
 
 def _failure(result: CheckReport) -> str:
@@ -98,9 +117,10 @@ def _failure(result: CheckReport) -> str:
     )
 
 
-def _json(source: Path, result: CheckReport) -> dict[str, Any]:
+def _json(source: Path, result: CheckReport, made_up: bool) -> dict[str, Any]:
     return {
         "source": str(source),
+        "ranges_made_up": made_up,
         "device": result.device,
         "prediction": result.prediction,
         "rules": result.source,
@@ -119,8 +139,10 @@ def _json(source: Path, result: CheckReport) -> dict[str, Any]:
     }
 
 
-def _parts(source: Path, result: CheckReport) -> list[RenderableType]:
+def _parts(source: Path, result: CheckReport, made_up: bool) -> list[RenderableType]:
     parts: list[RenderableType] = [report.line(f"{source}: {result.device}", "bold"), ""]
+    if made_up:
+        parts += [report.line(MADE_UP, "yellow"), ""]
     parts += [_operators(result), ""]
     if not result.complete or any(finding.note for finding in result.findings):
         parts += [_reasons(result), ""]

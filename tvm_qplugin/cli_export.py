@@ -32,13 +32,21 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="The .tflite file.", show_default=False)
     ],
+    target: Annotated[
+        str | None,
+        typer.Option(help="Device that the file is for: edgetpu or ethos-u.", show_default="any LiteRT"),
+    ] = None,
     io: Annotated[
         Literal["float", "int8", "uint8"] | None,
-        typer.Option(help="dtype of inputs and outputs.", show_default="as the model has them"),
+        typer.Option(help="dtype of inputs and outputs.", show_default="the model's, or the target's"),
     ] = None,
     per_channel_dense: Annotated[
-        bool, typer.Option(help="Allow dense weights with many scales; the Edge TPU takes one only.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Allow dense weights with many scales; the Edge TPU takes one only.",
+            show_default="what the target takes",
+        ),
+    ] = None,
     keep_layout: Annotated[
         bool, typer.Option(help="Keep NCHW images, with TRANSPOSE; otherwise images are NHWC in the file.")
     ] = False,
@@ -58,7 +66,7 @@ def export(
     """Write a quantized model as a .tflite file; LiteRT computes the same integers as model.so.
 
     Example:
-      tvm-qplugin export quantized -o model.tflite --io int8
+      tvm-qplugin export quantized -o model.tflite --target edgetpu
     """
     check_file(output, "the .tflite")
     start = time.perf_counter()
@@ -68,7 +76,12 @@ def export(
         module = read_module(source, **loading_options(batch, "NCHW", shape))
     with step("exporting"):
         made = exported(
-            module, io=io, per_channel_dense=per_channel_dense, keep_layout=keep_layout, signature=signature
+            module,
+            target=target,
+            io=io,
+            per_channel_dense=per_channel_dense,
+            keep_layout=keep_layout,
+            signature=signature,
         )
     write_whole(output, made.data)
     seconds = time.perf_counter() - start

@@ -13,14 +13,15 @@ from rich.console import RenderableType
 
 from tvm_qplugin import report
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import find_recipe
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
-from tvm_qplugin.workflow import Quantization, loading_options, with_float
+from tvm_qplugin.workflow import Quantization, loading_options
 
 if TYPE_CHECKING:
     from tvm.ir import IRModule
+
+    from tvm_qplugin.core.profile import TargetProfile
 
 
 Model = Annotated[
@@ -50,8 +51,15 @@ Key = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
 Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
-RecipeName = Annotated[str, typer.Option(help="int8, edgetpu, or a JSON file with a recipe of your own.")]
-Target = Annotated[str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, ...")]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        help="int8, edgetpu, or a JSON file with a recipe of your own.", show_default="the target's"
+    ),
+]
+Target = Annotated[
+    str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, edgetpu, ethos-u, ...")
+]
 Batch = Annotated[int | None, typer.Option(min=1, help="Size of an unknown batch dimension.")]
 Layout = Annotated[Literal["NCHW", "NHWC"], typer.Option(help="How image inputs shall be given.")]
 Shapes = Annotated[
@@ -84,7 +92,10 @@ OldTable = Annotated[
 NewTable = Annotated[
     Path | None, typer.Option(help="Write the calibration table here as well.", show_default=False)
 ]
-IO = Annotated[Literal["float", "int8", "uint8"], typer.Option(help="dtype of the model's inputs, outputs.")]
+IO = Annotated[
+    Literal["float", "int8", "uint8"] | None,
+    typer.Option(help="dtype of the model's inputs, outputs.", show_default="the target's"),
+]
 Dump = Annotated[Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)]
 
 
@@ -98,9 +109,9 @@ def quantize(
     observer: Observer = None,
     table: OldTable = None,
     save_table: NewTable = None,
-    recipe: RecipeName = "int8",
+    recipe: RecipeName = None,
     target: Target = "host",
-    io: IO = "float",
+    io: IO = None,
     keep_float: Floats = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
@@ -116,16 +127,18 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
       tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
         --preprocess tf,crop=224 --samples 100
+      tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
     """
     if calibration is not None and table is not None:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
     check_stage_directory(output)
     check_file(save_table, "the calibration table")
     check_scratch_directory(dump)
-    chosen = with_float(find_recipe(recipe), keep_float or ())
     known = CalibrationTable.load(table) if table is not None else None
     start = time.perf_counter()
-    work = Quantization(chosen, target, calibration, preprocess, key, samples, observer)
+    work = Quantization(
+        recipe, target, calibration, preprocess, key, samples, observer, tuple(keep_float or ())
+    )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
     if save_table is not None and ranges is not None:
@@ -141,7 +154,7 @@ def calibrate(
     key: Key = None,
     samples: Samples = None,
     observer: Observer = None,
-    recipe: RecipeName = "int8",
+    recipe: RecipeName = None,
     target: Target = "host",
     batch: Batch = None,
     input_layout: Layout = "NCHW",
@@ -156,7 +169,7 @@ def calibrate(
     """
     check_file(output, "the calibration table")
     start = time.perf_counter()
-    work = Quantization(find_recipe(recipe), target, calibration, preprocess, key, samples, observer)
+    work = Quantization(recipe, target, calibration, preprocess, key, samples, observer)
     table = work.table_of(work.load(model, loading_options(batch, input_layout, shape)))
     table.save(output)
     return _table_report(table, output, time.perf_counter() - start)
@@ -204,7 +217,7 @@ def _quantized_report(
         "totals": report.totals(operators),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": f"tvm-qplugin build {quote(str(output))} --target {work.target} -o artifact",
+        "next": _next(work.profile, quote(str(output))),
     }
     parts: list[RenderableType] = [report.summary(operators)]
     if data["islands"]:
@@ -215,6 +228,13 @@ def _quantized_report(
         report.line(f"next: {data['next']}", "bold"),
     ]
     return Report(data, tuple(parts))
+
+
+def _next(profile: TargetProfile, output: str) -> str:
+    """The command that makes what the device takes."""
+    if profile.artifact == "tflite":
+        return f"tvm-qplugin export {output} --target {profile.name} -o model.tflite"
+    return f"tvm-qplugin build {output} --target {profile.name} -o artifact"
 
 
 def _table_report(table: CalibrationTable, output: Path, seconds: float) -> Report:

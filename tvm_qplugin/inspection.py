@@ -86,22 +86,23 @@ def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(path, recipe)))
 
 
-def inspect_source(source: Path, recipe: str = "int8", target: str = "host", **options: Any) -> Contents:
+def inspect_source(source: Path, recipe: str | None = None, target: str = "host", **options: Any) -> Contents:
     """Look into an artifact, a quantized model or an ONNX file. Raises QPluginError.
 
-    Of a float model it says what ``recipe`` and ``target`` would make of each operator. ``options``: see
-    ``frontend.load``.
+    Of a float model it says what ``recipe`` (None: the target's) and ``target`` would make of each operator.
+    ``options``: see ``frontend.load``.
     """
     if kind_of(source) == "artifact":
         manifest = read_manifest(source)
         verify(source, manifest)
         return Contents("artifact", manifest)
     from tvm_qplugin.core.recipe import find_recipe
-    from tvm_qplugin.pipeline import is_quantized
+    from tvm_qplugin.pipeline import is_quantized, rewritten
     from tvm_qplugin.targets import find_profile
 
-    profile, chosen = find_profile(target), find_recipe(recipe)
-    module = read_module(source, **options)
+    profile = find_profile(target)
+    chosen = find_recipe(profile.recipe if recipe is None else recipe)
+    module = rewritten(read_module(source, **options), profile)
     manifest = describe_module(module, profile)
     if is_quantized(module):
         return Contents("quantized model", manifest)

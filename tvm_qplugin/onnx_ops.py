@@ -189,14 +189,26 @@ def softmax(node: Node) -> Expr:
 
 
 def prelu(node: Node) -> Expr:
-    """PRelu: leaky relu with one slope, else ``max(x, 0) + slope * min(x, 0)``."""
+    """PRelu: leaky relu with one slope, prelu with one a channel, else ``max(x, 0) + slope * min(x, 0)``."""
     x, slope = node.inputs[0], node.inputs[1]
     value = value_of(slope)
     if value is not None and value.size == 1:
         return relax.op.nn.leakyrelu(x, float(value.reshape(())))
+    axis = _slope_axis(shape_of(x), shape_of(slope))
+    flat = edit_weight(slope, node.lookup, lambda s: s.reshape(-1), dict.fromkeys(range(8), 0))
+    if axis is not None and flat is not None:
+        return relax.op.nn.prelu(x, flat, axis=axis)
     zero = constant(np.zeros((), dtype_of(x)))
     negative = relax.op.multiply(relax.op.minimum(x, zero), slope)
     return relax.op.add(relax.op.nn.relu(x), negative)
+
+
+def _slope_axis(shape: Sequence[int], slope: Sequence[int]) -> int | None:
+    """The axis of ``shape`` that slopes lie along: the channels of an image, else the last one."""
+    spread = [len(shape) - len(slope) + i for i, extent in enumerate(slope) if extent != 1]
+    channels = 1 if len(shape) == 4 else len(shape) - 1
+    whole = spread == [channels] and slope[spread[0] - len(shape)] == shape[channels]
+    return channels if whole else None
 
 
 def variadic(op: Callable[[Expr, Expr], Expr]) -> Callable[[Node], Expr]:

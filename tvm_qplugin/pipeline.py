@@ -26,20 +26,33 @@ from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels
 from tvm_qplugin.passes.unify_scales import UnifyScales
 from tvm_qplugin.schedules.cpu import schedule_cpu
-from tvm_qplugin.targets import find_profile, profile_of, rules_of, tvm_target
+from tvm_qplugin.targets import (
+    find_profile,
+    float_passes,
+    profile_of,
+    quantized_passes,
+    rules_of,
+    tvm_target,
+)
 
 Passes = list[tvm.transform.Pass]
 
 
+def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
+    """A float or QDQ module as the profile's device maps it best; a second time changes nothing."""
+    passes = quantized_passes(profile) if is_quantized(module) else float_passes(profile)
+    return tvm.transform.Sequential([*passes])(module) if passes else module
+
+
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
-    """Float module -> annotated module."""
+    """Float module, rewritten for the device -> annotated module."""
     return [Annotate(recipe, profile.explain)]
 
 
-def convert_passes(table: CalibrationTable, io: str) -> Passes:
+def convert_passes(table: CalibrationTable, profile: TargetProfile, io: str) -> Passes:
     """Annotated module -> QDQ module."""
     ranges = {name: (r.low, r.high) for name, r in table.ranges.items()}
-    return [UnifyScales(ranges), InsertQDQ(ranges), QuantizeIO(io)]
+    return [UnifyScales(ranges), InsertQDQ(ranges), *quantized_passes(profile), QuantizeIO(io)]
 
 
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
@@ -78,20 +91,26 @@ def executable_passes() -> Passes:
 def quantize_module(
     module: IRModule,
     *,
-    recipe: str | Recipe | Mapping[str, Any] = "int8",
+    recipe: str | Recipe | Mapping[str, Any] | None = None,
     target: str | TargetProfile = "host",
     calibration: Iterable[Any] | CalibrationTable | None = None,
     observer: str | None = None,
     hooks: Sequence[CalibrationHook] = (),
     limit: int | None = None,
     progress: bool = False,
-    io: str = "float",
+    io: str | None = None,
 ) -> IRModule:
-    """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table."""
+    """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table.
+
+    The target's rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and
+    ``io`` left out are the target's.
+    """
     from tvm_qplugin.calibrator import calibrate, model_hash
 
-    profile, chosen = find_profile(target), find_recipe(recipe)
+    profile = find_profile(target)
+    chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
     QuantizeIO(io)
+    module = rewritten(module, profile)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -115,7 +134,7 @@ def quantize_module(
             progress=progress,
             model_hash=identity,
         )
-    return tvm.transform.Sequential(convert_passes(table, io))(annotated)
+    return tvm.transform.Sequential(convert_passes(table, profile, io))(annotated)
 
 
 def is_quantized(module: IRModule) -> bool:

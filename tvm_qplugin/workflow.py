@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
-from tvm_qplugin.core.recipe import Recipe, Rule
+from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
 from tvm_qplugin.inspection import annotation_of, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 class Quantization:
     """The options that calibrating and quantizing have in common; wrong ones are refused at once."""
 
-    recipe: Recipe
+    recipe_name: str | None
     target: str
     calibration: Path | None
     preprocess: str | None
     key: str | None
     samples: int | None
     observer: str | None
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -42,8 +44,10 @@ class Quantization:
             )
         if self.observer is not None:
             find_observer(self.observer)
-        if self.recipe.scheme == "float":
-            raise RecipeError(f"recipe {self.recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
+        recipe = find_recipe(self.recipe_name) if self.recipe_name is not None else None
+        if recipe is not None and recipe.scheme == "float":
+            raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
+        with_float(recipe or Recipe(), self.keep_float)
         Preprocess.parse(self.preprocess or "")
         with step("importing TVM"):
             import tvm  # noqa: F401
@@ -56,15 +60,26 @@ class Quantization:
 
         return find_profile(self.target)
 
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe that was named, or the target's; layers that shall stay float do."""
+        name = self.profile.recipe if self.recipe_name is None else self.recipe_name
+        return with_float(find_recipe(name), self.keep_float)
+
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
-        """The canonical module of an ONNX file."""
-        from tvm_qplugin.frontend import load
+        """The canonical module of a model file, rewritten for the target."""
+        from tvm_qplugin.api import prepare
 
         with step("reading the model"):
-            return load(model, **loading)
+            return prepare(model, target=self.target, **loading)
 
     def quantized(
-        self, model: Path, table: CalibrationTable | None, io: str, dump: Path | None, loading: dict[str, Any]
+        self,
+        model: Path,
+        table: CalibrationTable | None,
+        io: str | None,
+        dump: Path | None,
+        loading: dict[str, Any],
     ) -> tuple[IRModule, CalibrationTable | None]:
         """The QDQ module, and the table it was made with (None: the file is quantized already)."""
         import tvm
@@ -73,6 +88,7 @@ class Quantization:
         from tvm_qplugin.passes.quantize_io import QuantizeIO
         from tvm_qplugin.pipeline import is_quantized, quantize_module
 
+        io = self.profile.io if io is None else io
         with dumping(dump):
             module = self.load(model, loading)
             if is_quantized(module):

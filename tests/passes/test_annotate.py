@@ -133,3 +133,25 @@ def test_what_is_unknown_is_named():
             return a
 
     assert only(Mod).reason == "relax.sum has no integer kernel"
+
+
+def test_inputs_are_quantized_before_they_are_moved():
+    """For integer readers; a transposition is done on the way."""
+
+    @I.ir_module
+    class Moved:
+        @R.function
+        def main(x: R.Tensor((2, 6), "float32"), w: R.Tensor((2, 6), "float32")) -> R.Tuple(
+            R.Tensor((4, 2), "float32"), R.Tensor((3, 4), "float32")
+        ):
+            with R.dataflow():
+                t = R.permute_dims(x, axes=[1, 0])
+                a = R.reshape(t, (4, 3))
+                b = R.strided_slice(a, (1,), (0,), (2,))
+                y = R.matmul(b, R.const([[1.0, 2.0], [3.0, 4.0]], "float32"))
+                z = R.reshape(w, (3, 4))
+                R.output(y, z)
+            return (y, z)
+
+    found = {op.output: op.integer for op in annotate(Moved).operators.values()}
+    assert found == {"t": False, "a": True, "b": True, "y": True, "z": False}

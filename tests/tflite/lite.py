@@ -41,6 +41,7 @@ _VERSIONS = {
     Builtin.HARD_SWISH: 1,
     Builtin.ELU: 1,
     Builtin.NEG: 1,
+    Builtin.PRELU: 1,
     Builtin.SQUARE: 1,
 }
 

@@ -139,3 +139,27 @@ PASSING: dict[str, Callable[[Any], bytes]] = {
     "TRANSPOSE_CONV": transpose_conv(),
 }
 """A model for each row of the Edge TPU's table that maps."""
+
+OTHERS: dict[str, Callable[[Any], bytes]] = {
+    **{code: unary(code) for code in "ABS CEIL COS ELU FLOOR HARD_SWISH LOG NEG RELU_0_TO_1 SIGN".split()},
+    **{code: unary(code) for code in ("SIN", "SQRT", "SQUARE")},
+    "EXP": unary("EXP", options="ExpOptions"),
+    "GELU": unary("GELU", options="GeluOptions"),
+    "LEAKY_RELU": unary("LEAKY_RELU", options="LeakyReluOptions", alpha=0.1),
+    "POW": binary("POW"),
+    "DIV": binary("DIV", options="DivOptions"),
+    "BATCH_MATMUL": op("BATCH_MATMUL", [t((1, 4, 4)), t((1, 4, 4))], t((1, 4, 4)), "BatchMatMulOptions"),
+    "REDUCE_PROD": reduce("REDUCE_PROD", [1, 2]),
+    "DEQUANTIZE": op("DEQUANTIZE", [t()], t(dtype="float32", scale=None), "DequantizeOptions"),
+    "TILE": op("TILE", [t(), c([1, 1, 2, 1])], t((1, 8, 16, 4))),
+    "UNPACK": op("UNPACK", [t((8, 2))], [t((8,)), t((8,))], "UnpackOptions", num=2, axis=1),
+    "SPLIT_V": op("SPLIT_V", [t(), c([1, 3]), c([3])], [t((1, 8, 8, 1)), t((1, 8, 8, 3))], "SplitVOptions"),
+    "PADV2": op("PADV2", [t(), c([[0, 0]] * 4), c([1], "int8", 0.5)], t(), "PadV2Options"),
+    "MIRROR_PAD": op("MIRROR_PAD", [t(), c([[0, 0]] * 4)], t(), "MirrorPadOptions", mode=0),
+    "DEPTH_TO_SPACE": op("DEPTH_TO_SPACE", [t()], t((1, 16, 16, 1)), "DepthToSpaceOptions", blockSize=2),
+    **{
+        code: op(code, [t(), c([3])], t((1, 8, 8), "int32", None), options, outputType=2)
+        for code, options in {"ARG_MAX": "ArgMaxOptions", "ARG_MIN": "ArgMinOptions"}.items()
+    },
+}
+"""Models of the operators that only other devices have a row for."""

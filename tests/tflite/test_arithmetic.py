@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tvm_qplugin.core import oracle
+from tvm_qplugin.core.lite import prelu_multipliers
 from tvm_qplugin.core.qparams import (
     Array,
     QuantParams,
@@ -117,6 +118,23 @@ def test_mul(litert: Any) -> None:
         shapes = [tensor(litert, PAIRS[0].shape, g) for g in (a, b, c)]
         file = litert.operator("MUL", shapes[:2], shapes[2:], "MulOptions")
         equal(litert, file, oracle.qmul(p, *PAIRS, "int8"), *PAIRS, delegated=True)
+
+
+@pytest.mark.parametrize("shape", [(256,), (1, 1, 256)])
+def test_prelu(litert: Any, shape: tuple[int, ...]) -> None:
+    """Every input by every slope."""
+    rng, x = np.random.default_rng(8), PAIRS[0].reshape(1, 256, 1, 256)
+    for i, (a, b) in enumerate(grids(9, 30, spread=6.0)):
+        slope = QuantParams.of(2.0 ** rng.uniform(-10, -4) if i % 3 else 2.0**-7, rng.integers(-128, 128))
+        multipliers = prelu_multipliers(a, slope, b)
+        assert multipliers is not None
+        zero = dict(
+            zip(("in_zp", "alpha_zp", "out_zp"), (int(g.zero_point) for g in (a, slope, b)), strict=True)
+        )
+        p = {**RANGE, **zero, "positive": multipliers[0], "negative": multipliers[1]}
+        alpha = litert.constant(CODES.reshape(shape), "int8", slope.scale, 0, int(slope.zero_point))
+        file = litert.operator("PRELU", [tensor(litert, x.shape, a), alpha], [tensor(litert, x.shape, b)])
+        equal(litert, file, oracle.qprelu(p, x, CODES, "int8"), x, delegated=False)
 
 
 def weighted(rng: np.random.Generator, shape: tuple[int, ...], axis: int, per_channel: bool) -> Layer:

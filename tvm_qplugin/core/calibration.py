@@ -75,7 +75,7 @@ class CalibrationTable:
         if self.model_hash != model_hash:
             raise CalibrationError(
                 f"the calibration table belongs to another model: it is of {self.model_hash}, this model is "
-                f"{model_hash}; calibrate this model, or use the model that the table was made for"
+                f"{model_hash}; calibrate this model for this target, or use the model that the table is of"
             )
         missing = [name for name in names if name not in self.ranges]
         if missing:

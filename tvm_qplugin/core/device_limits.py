@@ -223,7 +223,7 @@ def axes_not(which: str, index: int | None = 1, option: str = "axis") -> Limit:
 def axes_of(op: Op, index: int | None, option: str, rank: int) -> tuple[int, ...]:
     """Axes counted from the front."""
     given = op.options.get(option, 0) if index is None else op.constant(index)
-    return tuple(int(a) % max(rank, 1) for a in np.atleast_1d([] if given is None else given))
+    return tuple(int(a) % max(rank, 1) for a in np.ravel([] if given is None else given))
 
 
 def last_dim_multiple(factor: int) -> Limit:

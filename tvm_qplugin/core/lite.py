@@ -21,6 +21,8 @@ from tvm_qplugin.core.qparams import (
 )
 
 LARGEST_SLOPE = 2.0**7
+Multipliers = tuple[tuple[int, int], tuple[int, int]]
+"""Two multipliers of 31 bits, each with its exponent."""
 
 
 def requantized(source: QuantParams, target: QuantParams) -> Array:
@@ -45,6 +47,15 @@ def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
         upper = rescale(distance, positive)
         lower = rescale(distance, negative if slope > 0 else -negative)
     return _codes(np.where(distance < 0, lower, upper), target)
+
+
+def prelu_multipliers(source: QuantParams, slope: QuantParams, target: QuantParams) -> Multipliers | None:
+    """PRELU's multipliers above and below 0; None from 2 ** 7 on, where 32 bits may overflow."""
+    ratio = np.float32(source.scale) / np.float32(target.scale)
+    sloped = np.float32(source.scale) * np.float32(slope.scale) / np.float32(target.scale)
+    if max(ratio, sloped) >= LARGEST_SLOPE:
+        return None
+    return multiplier31(float(ratio)), multiplier31(float(sloped))
 
 
 def clipped(low: float | None, high: float | None, source: QuantParams, target: QuantParams) -> Array:
@@ -75,7 +86,7 @@ def _ratio(source: QuantParams, target: QuantParams) -> float:
     return float(source.scale) / float(target.scale)
 
 
-def _multiplier31(real: float) -> tuple[int, int]:
+def multiplier31(real: float) -> tuple[int, int]:
     """``real`` as ``fixed * 2 ** (exponent - 31)``; 0 where it is too small."""
     mantissa, exponent = math.frexp(real)
     fixed = int(math.copysign(math.floor(abs(mantissa) * (1 << 31) + 0.5), mantissa))
@@ -85,15 +96,22 @@ def _multiplier31(real: float) -> tuple[int, int]:
 
 
 def _rescale31(distance: Array, real: float, away: bool = False) -> Array:
-    """``distance * real`` by a multiplier of 31 bits, rounded after the product and after the shift."""
-    fixed, exponent = _multiplier31(real)
+    """``distance * real`` by a multiplier of 31 bits."""
+    return fixed31(distance, *multiplier31(real), away)
+
+
+def fixed31(distance: Array, fixed: int, exponent: int, away: bool) -> Array:
+    """``distance * fixed * 2 ** (exponent - 31)``, rounded after the product (half up) and after the shift.
+
+    The latter half up as well, or half ``away`` from 0 (LiteRT's ``MultiplyByQuantizedMultiplier``).
+    """
     product = ((distance << max(exponent, 0)) * fixed + (1 << 30)) >> 31
     shift = max(-exponent, 0)
     return _divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
 
 
 def _multiplier16(real: float) -> tuple[int, int]:
-    fixed, exponent = _multiplier31(real)
+    fixed, exponent = multiplier31(real)
     return min((fixed + (1 << 15)) >> 16, 2**15 - 1), exponent
 
 

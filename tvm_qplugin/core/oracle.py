@@ -16,6 +16,7 @@ weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
+| qprelu | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (31-bit multiplier, exponent) |
 | qavgpool2d | q | pool, strides, padding, count_include_pad; one grid: in_zp = out_zp |
 | qmaxpool2d | q | pool, strides, padding, dilation |
 | qmean | q | axes, keepdims, multiplier (1/n included: ``mean_factor``) |
@@ -35,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from tvm_qplugin.core.attrs import Params
+from tvm_qplugin.core.lite import fixed31
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, centre, mean_offset, requantize, rescale
 
 Oracle = Callable[..., Array]
@@ -85,6 +87,15 @@ def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
     """Product of two quantized tensors, requantized."""
     acc = (a.astype("int64") - p["a_zp"]) * (b.astype("int64") - p["b_zp"])
     return _finish(p, acc, p["multiplier"], dtype)
+
+
+def qprelu(p: Params, x: Array, alpha: Array, dtype: str) -> Array:
+    """A slope for each channel below 0, in fixed point: ``fixed31``, half away from 0."""
+    distance = x.astype("int64") - p["in_zp"]
+    sloped = distance * (alpha.astype("int64") - p["alpha_zp"])
+    (positive, up), (negative, down) = p["positive"], p["negative"]
+    upper, lower = fixed31(distance, positive, up, True), fixed31(sloped, negative, down, True)
+    return np.clip(np.where(distance < 0, lower, upper) + p["out_zp"], p["lo"], p["hi"]).astype(dtype)
 
 
 def qavgpool2d(p: Params, x: Array, dtype: str) -> Array:
@@ -252,6 +263,7 @@ ORACLE: dict[str, Oracle] = {
     "qdense": qdense,
     "qadd": qadd,
     "qmul": qmul,
+    "qprelu": qprelu,
     "qavgpool2d": qavgpool2d,
     "qmaxpool2d": qmaxpool2d,
     "qmean": qmean,

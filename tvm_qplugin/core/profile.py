@@ -8,7 +8,7 @@ from typing import Any
 
 INT8_KINDS = frozenset(
     "conv2d dense add subtract multiply avg_pool2d max_pool2d mean concat pad reshape permute_dims "
-    "strided_slice split split_item take softmax resize2d clamp lut".split()
+    "strided_slice split split_item take softmax resize2d clamp prelu lut".split()
 )
 """Kinds of operators with an integer kernel on every CPU; other elementwise ones are tables (``lut``)."""
 
@@ -24,11 +24,16 @@ class OpCapability:
 
 @dataclass(frozen=True)
 class TargetProfile:
-    """What a device runs and how to compile for it.
+    """What a device runs and how to make it its file.
 
     ``tvm`` is TVM's target as a dict ("host" values are filled in at run time), ``storage`` the dtype
     in which 8-bit activations lie in memory, ``rules`` the schedule rules (``module:function``) that are
     asked in this order, ``compiler`` the C++ compiler that links (None: the host's).
+
+    ``artifact``: what the device takes, "model.so" or "tflite". ``recipe`` and ``io`` hold where the user
+    names none; ``per_channel_dense``: whether dense weights may have a scale for every output.
+    ``float_passes`` rewrite a float module before calibration, ``quantized_passes`` a QDQ module
+    (``module:class``, made without arguments); applied twice they change no more than applied once.
     """
 
     name: str
@@ -38,6 +43,12 @@ class TargetProfile:
     rules: tuple[str, ...] = ()
     compiler: str | None = None
     rounding: str = "float32"
+    artifact: str = "model.so"
+    recipe: str = "int8"
+    io: str = "float"
+    per_channel_dense: bool = True
+    float_passes: tuple[str, ...] = ()
+    quantized_passes: tuple[str, ...] = ()
     capabilities: tuple[OpCapability, ...] = field(
         default_factory=lambda: tuple(OpCapability(kind) for kind in sorted(INT8_KINDS))
     )

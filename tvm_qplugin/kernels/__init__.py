@@ -25,6 +25,7 @@ KERNELS = {
     "requantize": "elementwise:requantize",
     "qadd": "elementwise:qadd",
     "qmul": "elementwise:qmul",
+    "qprelu": "elementwise:qprelu",
     "qclamp": "elementwise:qclamp",
     "qlut": "elementwise:qlut",
     "qconv2d": "conv:qconv2d",

@@ -1,4 +1,4 @@
-"""Elementwise kernels: quantize, dequantize, requantize, add, multiply, clamp, table lookup."""
+"""Elementwise kernels: quantize, dequantize, requantize, add, multiply, prelu, clamp, table lookup."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.core.qparams import INTEGER_RANGE
-from tvm_qplugin.kernels.arith import Expr, broadcast, clamp, f32, finish, round_clamped, transposed, wide
+from tvm_qplugin.kernels.arith import (
+    Expr,
+    broadcast,
+    clamp,
+    f32,
+    finish,
+    fixed31,
+    round_clamped,
+    transposed,
+    wide,
+)
 
 
 def quantize(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
@@ -76,6 +86,21 @@ def qmul(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
         return finish(product, f32(p["multiplier"]), p, out.dtype)
 
     return te.compute(out.shape, element, name="qmul")
+
+
+def qprelu(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """A slope for each channel below 0."""
+    q, alpha = inputs
+    zero, lo, hi = (tirx.const(value, "int32") for value in (0, p["lo"], p["hi"]))
+
+    def element(*i: Expr) -> Expr:
+        distance = wide(q(*i), p["in_zp"])
+        sloped = distance * wide(broadcast(alpha, i[-1:]), p["alpha_zp"])
+        upper, lower = fixed31(distance, *p["positive"]), fixed31(sloped, *p["negative"])
+        code = tirx.Select(distance < zero, lower, upper) + tirx.const(p["out_zp"], "int32")
+        return clamp(code, lo, hi).astype(out.dtype)
+
+    return te.compute(out.shape, element, name="qprelu")
 
 
 def qclamp(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:

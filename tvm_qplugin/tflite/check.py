@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from tvm_qplugin.core.device_rules import DeviceRules, Limit, Op, OpRule
-from tvm_qplugin.core.errors import TargetError
+from tvm_qplugin.core.errors import ModelError, TargetError
 from tvm_qplugin.tflite.file import TfliteModel, TfliteOperator, TfliteTensor
 
 IO = {"QUANTIZE": "input", "DEQUANTIZE": "output"}
@@ -85,7 +85,8 @@ class CheckReport:
 def check(model: TfliteModel, rules: DeviceRules, runtime: int | None = None) -> CheckReport:
     """Predict what the device runs; ``runtime`` is its runtime version (None: the newest known).
 
-    Raises TargetError for a runtime version that the table does not know.
+    Raises TargetError for a runtime version that the table does not know, ModelError for a file whose
+    shapes contradict each other.
     """
     version = _known(rules, runtime)
     findings: list[Finding] = []
@@ -143,14 +144,14 @@ def _finding(
 def _mapped(base: Finding, rules: DeviceRules, row: OpRule, op: Op, runtime: int) -> Finding:
     needed, why = row.runtime, ""
     for limit, version in (*rules.older, *row.older):
-        how = limit.broken(op) if version > needed else None
+        how = _how(limit, op) if version > needed else None
         if how is not None:
             needed, why = version, f" ({limit.text}: {how})"
     if needed > runtime:
         rule = f"needs {rules.versioned} {needed}, not {runtime}{why}"
         hint = f"use {rules.versioned} {needed} or newer"
         return replace(base, status=rules.words.unsupported, rule=rule, hint=hint)
-    vague = row.caution.broken(op) if row.caution else None
+    vague = _how(row.caution, op) if row.caution else None
     note = f"{row.caution.text}: {vague}" if row.caution and vague else ""
     rule = "; ".join(limit.text for limit in row.limits) or "no limit"
     return replace(base, placed="mapped", status=rules.words.mapped, rule=rule, note=note, runtime=needed)
@@ -169,10 +170,22 @@ def _after(finding: Finding, rules: DeviceRules, cut: Finding) -> Finding:
 
 def _broken(op: Op, limits: Iterable[Limit]) -> tuple[Limit, str] | None:
     for limit in limits:
-        how = limit.broken(op)
+        how = _how(limit, op)
         if how is not None:
             return limit, how
     return None
+
+
+def _how(limit: Limit, op: Op) -> str | None:
+    """How a limit is broken. Shapes and options of a damaged file may contradict each other: ModelError."""
+    try:
+        return limit.broken(op)
+    except (IndexError, KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+        made = op.outputs[0].name if op.outputs else "nothing"
+        raise ModelError(
+            f"{op.name} that makes {made}: its shapes or options are wrong ({error}); the file is damaged: "
+            "export it again"
+        ) from None
 
 
 def _view(model: TfliteModel, operator: TfliteOperator) -> Op:

@@ -32,6 +32,7 @@ EMITTERS: dict[str, Emitter] = {
     "qadd": ops_arithmetic.add,
     "qmul": ops_arithmetic.multiply,
     "qmean": ops_arithmetic.mean,
+    "qprelu": ops_arithmetic.prelu,
     "qsoftmax": ops_arithmetic.softmax,
     "qclamp": ops_arithmetic.clamp,
     "qlut": ops_table.table,

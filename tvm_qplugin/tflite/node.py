@@ -88,6 +88,15 @@ class Node:
         self.writer.operator(code, inputs, [raw], options, **fields)
         return self.clamp(raw, lo, hi)
 
+    def unfused(self, code: str, inputs: Sequence[Value], options: str = "", **fields: Any) -> Value:
+        """An operator, and the clamp ``lo``, ``hi`` as an operator of its own if it does anything."""
+        lo, hi = int(self.params["lo"]), int(self.params["hi"])
+        if self.activation(lo, hi, True) == "NONE":
+            return self.emit(code, inputs, options, **fields)
+        raw = self.writer.tensor(f"{self.name}_raw", self.out, self.grid)
+        self.writer.operator(code, inputs, [raw], options, **fields)
+        return self.clamp(raw, lo, hi)
+
     def activation(self, lo: int, hi: int, builtin: bool) -> str | None:
         """The activation whose integer bounds these are."""
         for name, bounds in ACTIVATIONS.items():
@@ -96,7 +105,10 @@ class Node:
         return None
 
     def clamp(self, x: Value, lo: int, hi: int) -> Value:
-        """The output is ``x`` clamped to integers: MAXIMUM, then MINIMUM, as far as they do anything."""
+        """The output is ``x`` clamped to integers: an activation of TFLite's, or MAXIMUM and MINIMUM."""
+        name = self.activation(lo, hi, True)
+        if name is not None:
+            return x if name == "NONE" else self.emit(name, [x])
         lowest, highest = clamp_bounds(self.grid, None, None)
         steps = [("MAXIMUM", lo)] * (lo > lowest) + [("MINIMUM", hi)] * (hi < highest)
         for i, (code, bound) in enumerate(steps):

@@ -48,16 +48,18 @@ def multiply(node: Node) -> Value:
     return node.activated("MUL", [node.value(0), node.value(1)], "MulOptions")
 
 
+def prelu(node: Node) -> Value:
+    """PRELU; the slopes of an image lie along its last axis, as Keras writes them."""
+    alpha = node.array(1)
+    shaped = alpha.reshape((1,) * max(len(node.out.shape) - 2, 0) + alpha.shape)
+    slopes = node.writer.constant(f"{node.name}_alpha", shaped, node.grids[f"{node.name}_weight"])
+    return node.unfused("PRELU", [node.value(0), slopes])
+
+
 def mean(node: Node) -> Value:
     """MEAN; a clamp behind it is an operator of its own."""
-    lo, hi = int(node.params["lo"]), int(node.params["hi"])
     inputs = [node.value(0), node.numbers(node.params["axes"], "axes")]
-    keep = bool(node.params["keepdims"])
-    if node.activation(lo, hi, True) == "NONE":
-        return node.emit("MEAN", inputs, "ReducerOptions", keepDims=keep)
-    raw = node.writer.tensor(f"{node.name}_raw", node.out, node.grid)
-    node.writer.operator("MEAN", inputs, [raw], "ReducerOptions", keepDims=keep)
-    return node.clamp(raw, lo, hi)
+    return node.unfused("MEAN", inputs, "ReducerOptions", keepDims=bool(node.params["keepdims"]))
 
 
 def softmax(node: Node) -> Value:
@@ -81,11 +83,7 @@ def softmax(node: Node) -> Value:
 
 def clamp(node: Node) -> Value:
     """A stand-alone activation, or MAXIMUM and MINIMUM where TFLite has none with these bounds."""
-    x, lo, hi = node.value(0), int(node.params["lo"]), int(node.params["hi"])
-    name = node.activation(lo, hi, True)
-    if name in ("RELU", "RELU6", "RELU_N1_TO_1"):
-        return node.emit(name, [x])
-    return x if name == "NONE" else node.clamp(x, lo, hi)
+    return node.clamp(node.value(0), int(node.params["lo"]), int(node.params["hi"]))
 
 
 def transposed(node: Node, x: Value, axes: list[int], made: Value) -> Value:

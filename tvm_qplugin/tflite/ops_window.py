@@ -33,7 +33,7 @@ def conv2d(node: Node) -> Value:
         "dilationWFactor": p["dilation"][1],
     }
     depthwise = weight.shape[3] == 1 and p["groups"] == x.spec.shape[3] and p["groups"] > 1
-    x, padding = _padded(node, x, weight.shape[1:3], p["dilation"], int(p["in_zp"]))
+    x, padding = _padded(node, x, weight.shape[1:3], p["dilation"])
     fields["padding"] = node.writer.enum("Padding", padding)
     if depthwise:
         fields["depthMultiplier"] = weight.shape[0] // p["groups"]
@@ -72,7 +72,7 @@ def average_pool(node: Node) -> Value:
     """AVERAGE_POOL_2D; what counts its padding is padded before."""
     p, x = node.params, node.value(0)
     if p["count_include_pad"] and any(p["padding"]):
-        x, padding = _pad_image(node, x, p["padding"], int(p["in_zp"])), "VALID"
+        x, padding = _pad_image(node, x, p["padding"]), "VALID"
     else:
         found = _known_padding(node, x, p["pool"], (1, 1))
         if found is None:
@@ -85,27 +85,56 @@ def average_pool(node: Node) -> Value:
 
 
 def max_pool(node: Node) -> Value:
-    """MAX_POOL_2D; other padding than SAME is made of the lowest code, which never wins."""
+    """MAX_POOL_2D; other padding than SAME repeats the edge, which all windows there hold anyway."""
     if any(step != 1 for step in node.params["dilation"]):
         raise node.refuse(f"TFLite has no max pool with dilation {node.params['dilation']}")
-    x = node.value(0)
-    lowest = INTEGER_RANGE[x.spec.dtype][0]
-    x, padding = _padded(node, x, node.params["pool"], (1, 1), lowest)
-    return _pool(node, "MAX_POOL_2D", x, padding)
+    x, padding = node.value(0), [int(width) for width in node.params["padding"]]
+    known = _known_padding(node, x, node.params["pool"], (1, 1))
+    if known is not None:
+        return _pool(node, "MAX_POOL_2D", x, known)
+    if x.grid is not None and int(x.grid.zero_point) == INTEGER_RANGE[x.spec.dtype][0]:
+        return _pool(node, "MAX_POOL_2D", _pad_image(node, x, padding), "VALID")
+    if any(width >= node.params["pool"][i % 2] for i, width in enumerate(padding)):
+        raise node.refuse(f"its padding of {padding} is as wide as its window of {node.params['pool']}")
+    for axis in (1, 2):
+        x = _repeat_edges(node, x, axis, padding[axis - 1], padding[axis + 1])
+    return _pool(node, "MAX_POOL_2D", x, "VALID")
+
+
+def _repeat_edges(node: Node, x: Value, axis: int, before: int, after: int) -> Value:
+    """An image with its first and last row (or column) repeated in front and behind."""
+    shape = list(x.spec.shape)
+    parts = [_line(node, x, axis, 0)] * before if before else []
+    parts += [x, *([_line(node, x, axis, shape[axis] - 1)] * after if after else [])]
+    if len(parts) == 1:
+        return x
+    shape[axis] += before + after
+    made = node.writer.tensor(f"{node.name}_edges{axis}", TensorSpec(tuple(shape), x.spec.dtype), x.grid)
+    node.writer.operator("CONCATENATION", parts, [made], "ConcatenationOptions", axis=axis)
+    return made
+
+
+def _line(node: Node, x: Value, axis: int, at: int) -> Value:
+    """One row or column."""
+    begin, size = [0] * 4, list(x.spec.shape)
+    begin[axis], size[axis] = at, 1
+    made = node.writer.tensor(f"{node.name}_line{axis}_{at}", TensorSpec(tuple(size), x.spec.dtype), x.grid)
+    inputs = [x, node.numbers(begin, f"begin{axis}_{at}"), node.numbers(size, f"size{axis}")]
+    node.writer.operator("SLICE", inputs, [made], "SliceOptions")
+    return made
 
 
 def _pool(node: Node, code: str, x: Value, padding: str) -> Value:
+    """A pool; a clamp is an operator of its own: some devices take no pool with a fused one."""
     p = node.params
     fields = {"filterHeight": p["pool"][0], "filterWidth": p["pool"][1]}
     fields |= {"strideH": p["strides"][0], "strideW": p["strides"][1]}
-    fields["padding"] = node.writer.enum("Padding", padding)
-    return node.activated(code, [x], "Pool2DOptions", code == "AVERAGE_POOL_2D", **fields)
+    return node.unfused(code, [x], "Pool2DOptions", padding=node.writer.enum("Padding", padding), **fields)
 
 
 def pad(node: Node) -> Value:
-    """PAD with the zero point, PADV2 with anything else."""
-    widths = np.asarray(node.params["pad_width"]).reshape(-1, 2)
-    return _pad(node, node.value(0), widths, int(node.params["value"]), node.result())
+    """PAD, which pads with the zero point as the kernel does."""
+    return _pad(node, node.value(0), np.asarray(node.params["pad_width"]).reshape(-1, 2), node.result())
 
 
 def resize(node: Node) -> Value:
@@ -133,14 +162,12 @@ def _same_table(size_in: int, size_out: int, p: object, other: object) -> bool:
     return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def _padded(
-    node: Node, x: Value, kernel: Sequence[int], dilation: Sequence[int], value: int
-) -> tuple[Value, str]:
+def _padded(node: Node, x: Value, kernel: Sequence[int], dilation: Sequence[int]) -> tuple[Value, str]:
     """The input and SAME or VALID; padding that is neither goes into an operator of its own."""
     known = _known_padding(node, x, kernel, dilation)
     if known is not None:
         return x, known
-    return _pad_image(node, x, node.params["padding"], value), "VALID"
+    return _pad_image(node, x, node.params["padding"]), "VALID"
 
 
 def _known_padding(node: Node, x: Value, kernel: Sequence[int], dilation: Sequence[int]) -> str | None:
@@ -158,20 +185,16 @@ def _known_padding(node: Node, x: Value, kernel: Sequence[int], dilation: Sequen
     return "SAME" if padding == before + after else None
 
 
-def _pad_image(node: Node, x: Value, padding: Sequence[int], value: int) -> Value:
-    """An image padded at top, left, bottom, right."""
+def _pad_image(node: Node, x: Value, padding: Sequence[int]) -> Value:
+    """An image padded with zeros at top, left, bottom, right."""
     t, left, b, r = padding
     widths = np.array([[0, 0], [t, b], [left, r], [0, 0]])
     shape = tuple(int(n + w) for n, w in zip(x.spec.shape, widths.sum(1), strict=True))
-    made = node.writer.tensor(f"{node.name}_padded", TensorSpec(shape, x.spec.dtype), x.grid)
-    return _pad(node, x, widths, value, made)
+    return _pad(
+        node, x, widths, node.writer.tensor(f"{node.name}_padded", TensorSpec(shape, x.spec.dtype), x.grid)
+    )
 
 
-def _pad(node: Node, x: Value, widths: np.ndarray, value: int, made: Value) -> Value:
-    amounts = node.numbers(widths, "widths")
-    if x.grid is None or value != int(x.grid.zero_point):
-        fill = node.writer.constant(f"{node.name}_fill", np.array([value], x.spec.dtype), x.grid)
-        node.writer.operator("PADV2", [x, amounts, fill], [made], "PadV2Options")
-    else:
-        node.writer.operator("PAD", [x, amounts], [made], "PadOptions")
+def _pad(node: Node, x: Value, widths: np.ndarray, made: Value) -> Value:
+    node.writer.operator("PAD", [x, node.numbers(widths, "widths")], [made], "PadOptions")
     return made

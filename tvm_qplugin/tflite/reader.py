@@ -41,6 +41,7 @@ OPERATORS: Mapping[str, Convert] = {
     **{name: elementwise.activation for name in ACTIVATIONS},
     "LEAKY_RELU": elementwise.leaky_relu,
     "GELU": elementwise.gelu,
+    "PRELU": elementwise.prelu,
     "HARD_SWISH": elementwise.hard_swish,
     "QUANTIZE": elementwise.quantize,
     "DEQUANTIZE": elementwise.dequantize,

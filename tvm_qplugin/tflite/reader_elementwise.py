@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import relax
 
+from tvm_qplugin.passes import ir
 from tvm_qplugin.tflite.file import TfliteOperator
 from tvm_qplugin.tflite.reader_graph import Graph
 
@@ -53,6 +54,21 @@ def activation(graph: Graph, op: TfliteOperator) -> None:
 def leaky_relu(graph: Graph, op: TfliteOperator) -> None:
     """Another slope below 0."""
     graph.define(op.outputs[0], relax.op.nn.leakyrelu(graph.real(op.inputs[0]), float(op.options["alpha"])))
+
+
+def prelu(graph: Graph, op: TfliteOperator) -> None:
+    """Another slope below 0 for each channel, or the same for all."""
+    source, slopes = op.inputs
+    alpha, grid, shape = graph.constant(slopes), graph.grid(slopes), graph.shape(source)
+    if alpha is None or alpha.size not in (1, shape[-1]) or alpha.size != max(alpha.shape[-1:], default=1):
+        raise graph.error(
+            op,
+            f"alpha has shape {list(graph.shape(slopes))}; expected a constant with a slope for each channel",
+        )
+    flat: relax.Expr = ir.const(np.broadcast_to(alpha.reshape(-1), shape[-1:]))
+    if grid is not None:
+        flat = graph.emit(ir.dequantize(flat, grid), f"{graph.names[op.outputs[0]]}_alpha")
+    graph.define(op.outputs[0], relax.op.nn.prelu(graph.real(source), flat, axis=len(shape) - 1))
 
 
 def gelu(graph: Graph, op: TfliteOperator) -> None:

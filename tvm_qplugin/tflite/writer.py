@@ -25,6 +25,7 @@ VERSIONS = {
     "FULLY_CONNECTED": 4,
     "ELU": 1,
     "HARD_SWISH": 1,
+    "PRELU": 1,
     "QUANTIZE": 1,
     "RELU_N1_TO_1": 1,
     "RESHAPE": 1,
