@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from tvm_qplugin import cli, demo
 from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.inspection import read_module
+from tvm_qplugin.passes import ir
 
 MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))
 QUANTIZE = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "20")
@@ -41,6 +43,19 @@ def made(tmp_path_factory) -> Path:
     ok(*QUANTIZE, "-o", folder / "q", "--save-table", folder / "t.json")
     ok("build", folder / "q", "-o", folder / "a")
     return folder
+
+
+def weights_of(folder: Path) -> list[bytes]:
+    calls = (value for _, value in ir.bindings(read_module(folder)["main"]) if ir.op_name(value))
+    constants = (ir.const_value(call.args[0]) for call in calls)
+    return [array.tobytes() for array in constants if array is not None]
+
+
+def test_accuracy_is_won_back_with_and_without_a_table(made, tmp_path):
+    steps = ("--correct-bias", "--adaptive-rounding")
+    ok(*QUANTIZE, *steps, "-o", tmp_path / "q")
+    ok(*QUANTIZE, *steps, "--table", made / "t.json", "-o", tmp_path / "t")
+    assert weights_of(tmp_path / "q") == weights_of(tmp_path / "t") != weights_of(made / "q")
 
 
 COMMANDS = list(cli._COMMANDS)

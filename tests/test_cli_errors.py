@@ -56,6 +56,12 @@ def _npz(folder: Path, **arrays: np.ndarray) -> Path:
     return folder / "data.npz"
 
 
+def _table(folder: Path) -> Path:
+    """A table of the demo's model."""
+    assert call("calibrate", MODEL, "--calibration", SAMPLES, "-o", folder / "t.json").exit_code == 0
+    return folder / "t.json"
+
+
 def _text(folder: Path) -> Path:
     (folder / "notes.txt").write_text("hello")
     return folder / "notes.txt"
@@ -155,6 +161,12 @@ QUANTIZE: list[Case] = [
     ),
     ("dump is a file", lambda d: (*GOOD, "--dump", _text(d)), 1, ("notes.txt is a file",)),
     ("samples and table", lambda d: (*GOOD, "--table", "t"), 2, ("not both",)),
+    (
+        "biases from a table",
+        lambda d: (MODEL, "--correct-bias", "--table", _table(d)),
+        1,
+        ("samples beside the table", "--calibration"),
+    ),
     ("--samples 0", lambda d: (*GOOD, "--samples", "0"), 2, ("--samples",)),
     ("--io", lambda d: (*GOOD, "--io", "int4"), 2, ("int4", "uint8")),
     ("no such option", lambda d: (MODEL, "--calibrate", SAMPLES), 2, ("No such option",)),

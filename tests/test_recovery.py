@@ -7,15 +7,19 @@ import pytest
 import tvm
 from tvm import IRModule, relax
 
+from tvm_qplugin import recovery
 from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build, compile_function
+from tvm_qplugin.calibrator import calibrate
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.core.recipe import Recipe, Rule
+from tvm_qplugin.frontend import load
 from tvm_qplugin.layer_walk import LayerWalk
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.correct_bias import CorrectBias
-from tvm_qplugin.recovery import recover
+from tvm_qplugin.recovery import recover, reservoir_for
+from tvm_qplugin.samples import Reservoir
 from tvm_qplugin.simulator import Simulator
 
 RNG = np.random.default_rng(5)
@@ -155,3 +159,39 @@ def test_wrong_samples(module: IRModule, quantized: IRModule) -> None:
         recover(quantized, module, [])
     with pytest.raises(CalibrationError, match=r"sample 1, input 'x': shape \[2\] was given"):
         recover(quantized, module, [SAMPLES[0], np.zeros(2, "float32")])
+
+
+def test_a_recipe_asks_for_it(module: IRModule, quantized: IRModule) -> None:
+    recipe = Recipe("int8", adaptive_rounding=True, correct_bias=True)
+    found = quantize(module, recipe=recipe, calibration=iter(SAMPLES))
+    wanted = recover(quantized, module, SAMPLES, adaptive_rounding=True)
+    assert biases(found).keys() == biases(wanted).keys()
+    tvm.ir.assert_structural_equal(found["main"].body, wanted["main"].body)
+
+
+def test_a_table_is_not_enough(module: IRModule) -> None:
+    table = calibrate(load(module), SAMPLES)
+    with pytest.raises(CalibrationError, match="needs samples, and a table holds only ranges"):
+        quantize(module, recipe=Recipe(correct_bias=True), calibration=table)
+
+
+def test_rounding_alone_leaves_biases(module: IRModule, quantized: IRModule) -> None:
+    found = recover(quantized, module, SAMPLES, adaptive_rounding=True, correct_bias=False)
+    for name, bias in biases(quantized).items():
+        np.testing.assert_array_equal(biases(found)[name], bias)
+
+
+def test_reservoir() -> None:
+    few, many = Reservoir(5), Reservoir(5)
+    for i in range(3):
+        few.offer(np.float32(i))
+    for i in range(1000):
+        many.offer(np.float32(i))
+    assert few.samples == [0, 1, 2]
+    assert len(many.samples) == 5 and max(many.samples) > 200 and many.seen == 1000
+
+
+def test_no_more_samples_than_fit(module: IRModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reservoir_for(module).size == 256
+    monkeypatch.setattr(recovery, "MEMORY", 8000)
+    assert reservoir_for(module).size == 8000 // (4 * 9 * 9 * 4 + 3 * 9 * 9 * 12)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
@@ -67,6 +67,7 @@ def calibrate(
     table: CalibrationTable | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 50,
+    each: Callable[[Sample], object] | None = None,
 ) -> CalibrationTable:
     """Observe the tensors ``names`` (default: all float32 tensors) of a canonical float module.
 
@@ -74,7 +75,8 @@ def calibrate(
     (input -> array); of an array the first axis counts. Only one sample is in memory at a time.
     ``observer`` is a name, or a mapping from tensor to name. ``table``: go on from an earlier result.
     ``checkpoint``: a file that gets the table every ``checkpoint_every`` samples and on Ctrl-C; a run
-    that finds it skips the samples in it; it is removed at the end. Raises CalibrationError.
+    that finds it skips the samples in it; it is removed at the end. ``each`` is called with every
+    sample as it was given. Raises CalibrationError.
     """
     identity = model_hash or hash_of(module)
     chosen = tuple(dict.fromkeys(float_tensors(module) if names is None else names))
@@ -84,6 +86,8 @@ def calibrate(
     try:
         with progress_bar(progress, samples, limit) as advance:
             for index, sample in numbered(samples, limit):
+                if each is not None:
+                    each(sample)
                 if index >= skip:
                     run.observe(index, sample)
                     if checkpoint is not None and (index + 1) % checkpoint_every == 0:

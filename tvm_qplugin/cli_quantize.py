@@ -80,6 +80,17 @@ Floats = Annotated[
 ]
 
 
+Correct = Annotated[
+    bool,
+    typer.Option("--correct-bias", help="Win accuracy back: biases make up for the mean error of a layer."),
+]
+Round = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive-rounding",
+        help="Win accuracy back: weights are rounded so that their errors compensate (takes longer).",
+    ),
+]
 OutDirectory = Annotated[
     Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
 ]
@@ -113,6 +124,8 @@ def quantize(
     target: Target = "host",
     io: IO = None,
     keep_float: Floats = None,
+    correct_bias: Correct = False,
+    adaptive_rounding: Round = False,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -129,7 +142,8 @@ def quantize(
         --preprocess tf,crop=224 --samples 100
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
     """
-    if calibration is not None and table is not None:
+    recovers = correct_bias or adaptive_rounding
+    if calibration is not None and table is not None and not recovers:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
     check_stage_directory(output)
     check_file(save_table, "the calibration table")
@@ -137,7 +151,16 @@ def quantize(
     known = CalibrationTable.load(table) if table is not None else None
     start = time.perf_counter()
     work = Quantization(
-        recipe, target, calibration, preprocess, key, samples, observer, tuple(keep_float or ())
+        recipe,
+        target,
+        calibration,
+        preprocess,
+        key,
+        samples,
+        observer,
+        tuple(keep_float or ()),
+        adaptive_rounding,
+        correct_bias,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)

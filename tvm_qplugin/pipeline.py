@@ -25,6 +25,7 @@ from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
     find_profile,
@@ -49,10 +50,15 @@ def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     return [Annotate(recipe, profile.explain)]
 
 
-def convert_passes(table: CalibrationTable, profile: TargetProfile, io: str) -> Passes:
+def convert_passes(table: CalibrationTable) -> Passes:
     """Annotated module -> QDQ module."""
     ranges = {name: (r.low, r.high) for name, r in table.ranges.items()}
-    return [UnifyScales(ranges), InsertQDQ(ranges), *quantized_passes(profile), QuantizeIO(io)]
+    return [UnifyScales(ranges), InsertQDQ(ranges)]
+
+
+def finish_passes(profile: TargetProfile, io: str) -> Passes:
+    """QDQ module -> the same for the device, with its kind of inputs and outputs."""
+    return [*quantized_passes(profile), QuantizeIO(io)]
 
 
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
@@ -99,13 +105,16 @@ def quantize_module(
     limit: int | None = None,
     progress: bool = False,
     io: str | None = None,
+    samples: Sequence[Sample] | None = None,
 ) -> IRModule:
     """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table.
 
-    The target's rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and
-    ``io`` left out are the target's.
+    ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table. The target's
+    rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and ``io`` left out are
+    the target's.
     """
     from tvm_qplugin.calibrator import calibrate, model_hash
+    from tvm_qplugin.recovery import reservoir_for
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
@@ -124,6 +133,7 @@ def quantize_module(
             "(an iterable of arrays) or a CalibrationTable"
         )
     else:
+        kept = reservoir_for(module)
         table = calibrate(
             module,
             calibration,
@@ -133,8 +143,33 @@ def quantize_module(
             limit=limit,
             progress=progress,
             model_hash=identity,
+            each=kept.offer if chosen.recovers else None,
         )
-    return tvm.transform.Sequential(convert_passes(table, profile, io))(annotated)
+        samples = kept.samples
+    quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
+    if chosen.recovers:
+        quantized = _recovered(quantized, module, chosen, samples, progress)
+    return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+
+
+def _recovered(
+    quantized: IRModule, module: IRModule, recipe: Recipe, samples: Sequence[Sample] | None, progress: bool
+) -> IRModule:
+    from tvm_qplugin.recovery import recover
+
+    if samples is None:
+        raise CalibrationError(
+            f"recipe {recipe.name!r} corrects biases or rounds adaptively, which needs samples, and a table "
+            "holds only ranges: pass calibration=samples"
+        )
+    return recover(
+        quantized,
+        module,
+        samples,
+        adaptive_rounding=recipe.adaptive_rounding,
+        correct_bias=recipe.correct_bias,
+        progress=progress,
+    )
 
 
 def is_quantized(module: IRModule) -> bool:

@@ -6,7 +6,7 @@ deliver, and need no labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,12 +25,29 @@ from tvm_qplugin.passes.correct_bias import CorrectBias
 from tvm_qplugin.passes.insert_observers import InsertObservers
 from tvm_qplugin.passes.round_adaptively import RoundAdaptively
 from tvm_qplugin.progress import progress_bar
-from tvm_qplugin.samples import Sample, fit_sample, inputs_of
+from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of
 
 ROWS, ROWS_PER_INPUT = 4096, 16
 """A layer's second moments are taken from so many of its outputs: the larger of these, the second times K."""
 
+SAMPLES = 256
+MEMORY = 2**30
+"""At most so many samples, and about so many bytes of activations, are used."""
+
 _CLAMPS = ("relax.nn.relu", "relax.clip")
+
+
+def reservoir_for(module: IRModule) -> Reservoir:
+    """Keeps as many samples for ``recover`` as are of use and fit into memory."""
+    specs = [ir.spec_of(var) for var in _tensors(module)]
+    inputs = 4 * sum(item.spec.size for item in inputs_of(module))
+    largest = 3 * max((spec.size for spec in specs), default=0)
+    return Reservoir(min(SAMPLES, max(MEMORY // max(inputs + largest, 1), 1)))
+
+
+def _tensors(module: IRModule) -> Iterator[relax.Var]:
+    func = ir.main_function(module)
+    return (var for var in ir.definitions(func) if isinstance(var.ty, relax.TensorType))
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ def recover(
     """The QDQ module with int8 weights and int32 biases closer to the float model's results.
 
     ``module``: the canonical float module that ``quantized`` (float inputs) was made from. ``samples`` as for
-    calibration, all in memory at once: some 64 are enough. ``adaptive_rounding``: see
+    calibration, all in memory at once: 50 are useful, 200 better. ``adaptive_rounding``: see
     ``core/rounding.py``. ``correct_bias``: every layer gets the mean output that it has in float (Nagel
     et al., Data-Free Quantization, arXiv 1906.04721, appendix D). Layers in float stay as they
     are. Raises CalibrationError without samples, or for those that do not fit.

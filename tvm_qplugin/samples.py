@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -26,6 +27,23 @@ class ModelInput:
     name: str
     original: str
     spec: TensorSpec
+
+
+@dataclass
+class Reservoir:
+    """A fair choice of at most ``size`` of the samples that it is offered (algorithm R, seeded)."""
+
+    size: int
+    samples: list[Sample] = field(default_factory=list)
+    seen: int = 0
+    _random: random.Random = field(default_factory=lambda: random.Random(0), repr=False)
+
+    def offer(self, sample: Sample) -> None:
+        """Keep a sample, perhaps in place of another."""
+        place = len(self.samples) if self.seen < self.size else self._random.randrange(self.seen + 1)
+        if place < self.size:
+            self.samples[place : place + 1] = [sample]
+        self.seen += 1
 
 
 def inputs_of(module: IRModule) -> list[ModelInput]:

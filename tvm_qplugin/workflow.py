@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tvm_qplugin.core.profile import TargetProfile
     from tvm_qplugin.core.spec import Annotation
+    from tvm_qplugin.samples import Reservoir, Sample
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Quantization:
     samples: int | None
     observer: str | None
     keep_float: tuple[str, ...] = ()
+    adaptive_rounding: bool = False
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -62,9 +65,13 @@ class Quantization:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The recipe that was named, or the target's; layers that shall stay float do."""
-        name = self.profile.recipe if self.recipe_name is None else self.recipe_name
-        return with_float(find_recipe(name), self.keep_float)
+        """The recipe that was named, or the target's, with what the options add to it."""
+        found = find_recipe(self.profile.recipe if self.recipe_name is None else self.recipe_name)
+        return replace(
+            with_float(found, self.keep_float),
+            adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
+            correct_bias=found.correct_bias or self.correct_bias,
+        )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
         """The canonical module of a model file, rewritten for the target."""
@@ -87,6 +94,7 @@ class Quantization:
         from tvm_qplugin.api import dumping
         from tvm_qplugin.passes.quantize_io import QuantizeIO
         from tvm_qplugin.pipeline import is_quantized, quantize_module
+        from tvm_qplugin.recovery import reservoir_for
 
         io = self.profile.io if io is None else io
         with dumping(dump):
@@ -96,29 +104,44 @@ class Quantization:
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
-                table = table or self.table_of(module)
-                with step("quantizing"):
+                kept = reservoir_for(module)
+                table = self._ranges(module, table, kept)
+                with step("quantizing", spin=not self.recipe.recovers):
                     module = quantize_module(
-                        module, recipe=self.recipe, target=self.target, calibration=table, io=io
+                        module,
+                        recipe=self.recipe,
+                        target=self.target,
+                        calibration=table,
+                        io=io,
+                        samples=kept.samples,
+                        progress=True,
                     )
         return with_source(module, model, self.recipe), table
 
-    def table_of(self, module: IRModule) -> CalibrationTable:
-        """Run the samples through a float module."""
+    def _ranges(self, module: IRModule, table: CalibrationTable | None, kept: Reservoir) -> CalibrationTable:
+        """A new table, or the one made before; samples are kept where the recipe wants them."""
+        from tvm_qplugin.samples import numbered
+
+        if table is None:
+            return self.table_of(module, kept.offer)
+        if self.recipe.recovers:
+            if self.calibration is None:
+                raise CalibrationError(
+                    "correcting biases and rounding adaptively need samples beside the table of ranges: "
+                    "give them with --calibration"
+                )
+            for _, sample in numbered(self._open(module), self.samples):
+                kept.offer(sample)
+        return table
+
+    def table_of(self, module: IRModule, each: Callable[[Sample], object] | None = None) -> CalibrationTable:
+        """Run the samples through a float module; ``each`` is called with every one."""
         from tvm_qplugin.calibrator import calibrate
-        from tvm_qplugin.data import open_samples
         from tvm_qplugin.pipeline import is_quantized
-        from tvm_qplugin.samples import inputs_of
 
         if is_quantized(module):
             raise CalibrationError("the model is quantized already: there is nothing to calibrate")
-        if self.calibration is None:
-            raise CalibrationError(
-                "the model is in float: give samples of what it will see with --calibration (a folder "
-                "of images, .npz or .npy)"
-            )
-        inputs = [item.original for item in inputs_of(module)]
-        samples = open_samples(self.calibration, inputs, self.preprocess, key=self.key)
+        samples = self._open(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):
             return calibrate(
@@ -128,7 +151,21 @@ class Quantization:
                 observer=self.observer or self.recipe.observer,
                 limit=self.samples,
                 progress=True,
+                each=each,
             )
+
+    def _open(self, module: IRModule) -> Iterable[Sample]:
+        """The samples; CalibrationError where none were given."""
+        from tvm_qplugin.data import open_samples
+        from tvm_qplugin.samples import inputs_of
+
+        if self.calibration is None:
+            raise CalibrationError(
+                "the model is in float: give samples of what it will see with --calibration (a folder "
+                "of images, .npz or .npy)"
+            )
+        inputs = [item.original for item in inputs_of(module)]
+        return open_samples(self.calibration, inputs, self.preprocess, key=self.key)
 
 
 def with_float(recipe: Recipe, patterns: Sequence[str]) -> Recipe:

@@ -57,18 +57,29 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A scheme for the whole model, and rules for parts of it."""
+    """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
+
+    ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
+    up for the mean error of a layer; both need samples, not only their ranges.
+    """
 
     name: str = "int8"
     scheme: str = "int8"
     observer: str = "min_max"
     per_channel: bool = True
     rules: tuple[Rule, ...] = ()
+    adaptive_rounding: bool = False
+    correct_bias: bool = False
 
     def __post_init__(self) -> None:
         """Check the scheme."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+
+    @property
+    def recovers(self) -> bool:
+        """Whether anything is done to win accuracy back."""
+        return self.adaptive_rounding or self.correct_bias
 
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
