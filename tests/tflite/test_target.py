@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tvm_qplugin as qp
 from tvm_qplugin import cli, demo
-from tvm_qplugin.core.errors import CalibrationError, TargetError
+from tvm_qplugin.core.errors import CalibrationError, ModelError, TargetError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes import ir
 from tvm_qplugin.pipeline import rewritten
@@ -138,7 +138,7 @@ def test_defaults_are_the_targets_and_the_user_prevails(path: Path) -> None:
     assert dtypes() == ["int8", "int8"]
     assert dtypes(io="float") == ["float32", "float32"] and dtypes(io="uint8") == ["uint8", "uint8"]
     per_channel = qp.quantize(path, target="edgetpu", recipe="int8", calibration=samples())
-    with pytest.raises(qp.core.errors.ModelError, match="scale for every output"):  # type: ignore[attr-defined]
+    with pytest.raises(ModelError, match="scale for every output"):
         qp.export_tflite(per_channel, target="edgetpu")
 
 
