@@ -33,8 +33,8 @@ def test_min_max_merges_to_the_whole(first, second):
 @given(SETS)
 def test_moving_average_starts_as_a_mean(arrays):
     low, high = _seen(MovingAverage, arrays).range()
-    assert low == pytest.approx(np.mean([a.min() for a in arrays]), abs=1e-6, rel=1e-6)
-    assert high == pytest.approx(np.mean([a.max() for a in arrays]), abs=1e-6, rel=1e-6)
+    assert low == pytest.approx(np.mean([a.min() for a in arrays], dtype="float64"), abs=1e-6, rel=1e-6)
+    assert high == pytest.approx(np.mean([a.max() for a in arrays], dtype="float64"), abs=1e-6, rel=1e-6)
 
 
 def test_moving_average_forgets():
