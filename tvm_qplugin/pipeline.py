@@ -14,13 +14,16 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import Recipe, find_recipe
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
+from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels
@@ -45,6 +48,7 @@ def convert_passes(table: CalibrationTable, io: str) -> Passes:
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> scheduled kernels."""
     return [
+        ExpandWeights(),
         LowerInteger(profile.storage),
         LowerFloat(),
         SelectKernels(rules_of(profile), target),
@@ -87,11 +91,16 @@ def quantize_module(
     progress: bool = False,
     io: str = "float",
 ) -> IRModule:
-    """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table."""
+    """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
+
+    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it.
+    """
     from tvm_qplugin.calibrator import calibrate, model_hash
 
     profile, chosen = find_profile(target), find_recipe(recipe)
     QuantizeIO(io)
+    if chosen.scheme in STORAGE_SCHEMES:
+        return tvm.transform.Sequential(storage_passes(chosen, io))(module)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -118,8 +127,20 @@ def quantize_module(
     return tvm.transform.Sequential(convert_passes(table, io))(annotated)
 
 
+def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
+    """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
+    if io != "float":
+        raise RecipeError(
+            f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
+            "use recipe 'int8'"
+        )
+    return [QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
+
+
 def is_quantized(module: IRModule) -> bool:
-    """Whether ``main`` already holds R.quantize or R.dequantize."""
+    """Whether ``main`` already holds R.quantize or R.dequantize of more than stored constants."""
+    if scheme_of(module):
+        return False
     found = {ir.op_name(value) for _, value in ir.bindings(ir.main_function(module))}
     return bool(found & {"relax.quantize", "relax.dequantize"})
 
@@ -140,7 +161,7 @@ def int8_pipeline(**options: Any) -> tvm.transform.Pass:
 
         mod = canonicalize(mod)
         profile, target = _current(options.get("target"))
-        if not is_quantized(mod):
+        if not is_quantized(mod) and not scheme_of(mod):
             mod = quantize_module(mod, **{**options, "target": profile})
         with target:
             return tvm.transform.Sequential([*lower_passes(profile, target), *executable_passes()])(mod)
