@@ -1,16 +1,16 @@
-"""``export_tflite``: from a quantized module to a ``.tflite`` file that LiteRT runs with the same results."""
+"""``export_tflite``: from a module to a ``.tflite`` file that LiteRT runs with the same results."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm.ir import IRModule
 
-from tvm_qplugin.core.errors import ModelError, RecipeError
+from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.quantize_io import IO_PARAMS, QuantizeIO
@@ -29,16 +29,19 @@ def export_tflite(
     keep_layout: bool = False,
     signature: str = "serving_default",
 ) -> bytes:
-    """A QDQ module as a ``.tflite`` file: its bytes, also written to ``path`` if given.
+    """A module as a ``.tflite`` file: its bytes, also written to ``path`` if given.
 
-    LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute. ``io``: dtype of
-    inputs and outputs, "float", "int8" or "uint8"; None: as the module has them. Images are NHWC in the
+    Of a QDQ module LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute.
+    A float module becomes a file in float32, one of the scheme ``fp16`` has float16 constants, one of
+    the scheme ``dynamic`` int8 weights; LiteRT's results differ from ``build``'s in rounding, those of
+    ``dynamic`` also by the quantization of activations, which ``simulate`` does as LiteRT does. ``io``: dtype
+    of inputs and outputs, "float", "int8" or "uint8"; None: as the module has them. Images are NHWC in the
     file, as in all TFLite models, also where the module takes and gives NCHW; ``keep_layout`` keeps the
     module's layout with TRANSPOSE operators. With ``per_channel_dense=False`` a dense layer whose weight
     has many scales is refused, as the Edge TPU would. ``signature``: key of the SignatureDef.
 
-    Raises ModelError for a module that is not quantized, has float operators or operators without a
-    TFLite counterpart, RecipeError for a wrong ``io``, TargetError without the extra ``tflite``.
+    Raises ModelError for operators without a TFLite counterpart and for those of a QDQ module that stay
+    in float, RecipeError for a wrong ``io``, TargetError without the extra ``tflite``.
     """
     data = exported(
         module, io=io, per_channel_dense=per_channel_dense, keep_layout=keep_layout, signature=signature
@@ -62,21 +65,23 @@ def exported(
     ``every_layer`` makes every tensor an output, to compare layer by layer.
     """
     from tvm_qplugin.tflite.export import export_lowered
+    from tvm_qplugin.tflite.export_float import export_float
 
+    options: dict[str, Any] = {
+        "per_channel_dense": per_channel_dense,
+        "keep_layout": keep_layout,
+        "signature": signature,
+        "every_layer": every_layer,
+    }
     if not is_quantized(module):
-        raise ModelError(
-            "the model is in float, and a .tflite of integers was asked for: quantize it first, with "
-            "quantize() or `tvm-qplugin quantize`"
-        )
-    typed = with_io(module, io)
-    lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(typed)
-    return export_lowered(
-        lowered,
-        per_channel_dense=per_channel_dense,
-        keep_layout=keep_layout,
-        signature=signature,
-        every_layer=every_layer,
-    )
+        if io not in (None, "float"):
+            raise RecipeError(
+                f"io={io!r} was asked for, but the model computes in float and so takes and gives float32: "
+                "leave io out, or quantize it to int8 first, with quantize() or `tvm-qplugin quantize`"
+            )
+        return export_float(module, **options)
+    lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(with_io(module, io))
+    return export_lowered(lowered, **options)
 
 
 def with_io(module: IRModule, io: str | None) -> IRModule:

@@ -78,11 +78,13 @@ def export_lowered(
     With ``every_layer`` each tensor that an operator computes is an output of the file, for comparisons.
     Raises ModelError for float operators, and for what TFLite cannot compute with the same integers.
     """
-    return _Export(mod, per_channel_dense, keep_layout).run(signature, every_layer)
+    return Export(mod, per_channel_dense, keep_layout).run(signature, every_layer)
 
 
-class _Export:
+class Export:
     """One run: the tensors of the file by variable of the function."""
+
+    integer = True
 
     def __init__(self, mod: IRModule, per_channel_dense: bool, keep_layout: bool) -> None:
         self.mod, self.per_channel_dense = mod, per_channel_dense
@@ -91,7 +93,7 @@ class _Export:
         self.outputs = ir.output_vars(self.func)
         users = ir.consumers(self.func)
         self.users = {var: [v for v in found if v in self.bound] for var, found in users.items()}
-        self.writer = Writer()
+        self.writer = Writer(self.integer)
         self.grids = self._grids()
         self.functions = self._attribute(FUNCTIONS)
         self.env: dict[relax.Var, Value] = {}
@@ -105,19 +107,23 @@ class _Export:
         self._check()
         for param in self.func.params:
             self.env[param] = self._input(param)
-        for var, value in self.bound.items():
-            self.env[var] = self._emit(var, value)
+        self._fill()
         names = self._attribute(IO)
         inputs = _named(names.get("inputs"), list(self.func.params), self.env)
         outputs = _named(names.get("outputs"), self.outputs, self.env)
         own = {value.index for value in outputs.values()}
-        hidden = [v for v in self.bound if every_layer and self.env[v].index not in own | self._before()]
+        hidden = [v for v in self.env if every_layer and self.env[v].index not in own | self._before()]
         layers = {var.name: self.env[var] for var in hidden if var not in self.dropped}
         taps = {f"layer {name}": value for name, value in layers.items()}
         data = self.writer.finish(inputs, {**outputs, **taps}, signature)
         nhwc = [tuple(var in self.images for var in side) for side in (self.func.params, self.outputs)]
         counts = self.writer.counts()
         return Exported(data, nhwc[0], nhwc[1], tuple(layers), inputs, outputs, counts)
+
+    def _fill(self) -> None:
+        """Write every binding."""
+        for var, value in self.bound.items():
+            self.env[var] = self._emit(var, value)
 
     def _before(self) -> set[int]:
         """The tensors that are there before the first operator."""
@@ -211,12 +217,16 @@ class _Export:
         if kernel.name in _CONVERSIONS and not params.get("axes"):
             out = TensorSpec(self.env[args[0]].spec.shape, out.dtype)
         node = self._node(var, args, params, out)
-        if kernel.name == "qdense" and node.per_channel and not self.per_channel_dense:
+        if kernel.name == "qdense":
+            self._check_dense(node)
+        return EMITTERS[kernel.name](node)
+
+    def _check_dense(self, node: Node) -> None:
+        if node.per_channel and not self.per_channel_dense:
             raise node.refuse(
                 "its weight has a scale for every output, and per_channel_dense=False asks for one: quantize "
                 'with the rule {"op": "dense", "per_channel": false} or target="edgetpu"'
             )
-        return EMITTERS[kernel.name](node)
 
     def _move(self, var: relax.Var, call: Any) -> Value:
         if var in self.dropped:

@@ -10,7 +10,7 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.core.errors import ModelError
-from tvm_qplugin.core.qparams import Array, QuantParams, clamp_bounds
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, clamp_bounds
 from tvm_qplugin.tflite.writer import Value, Writer
 
 ACTIVATIONS: dict[str, tuple[float | None, float | None]] = {
@@ -47,6 +47,11 @@ class Node:
         """Whether the weight has a scale for every output channel."""
         return self.grids[f"{self.name}_weight"].axis is not None
 
+    @property
+    def lowest(self) -> float:
+        """The lowest value that the output can hold."""
+        return INTEGER_RANGE[self.out.dtype][0]
+
     def value(self, index: int) -> Value:
         """A quantized argument; a constant one is stored in the file."""
         arg = self.args[index]
@@ -64,6 +69,19 @@ class Node:
     def numbers(self, values: Any, what: str) -> Value:
         """Shapes, axes and the like, as an int32 constant."""
         return self.writer.constant(f"{self.name}_{what}", np.asarray(values, "int32"))
+
+    def parameters(self, x: Value, axis: int, weight: Array) -> list[Value]:
+        """Weight (outputs along ``axis``) and bias, whose scale is that of the accumulator."""
+        grid = self.grids[f"{self.name}_weight"]
+        if x.grid is None:
+            raise self.refuse("the scale of its input is not known")
+        along = None if grid.axis is None else axis
+        weights = QuantParams.of(grid.scale, 0, "int8", along)
+        bias = QuantParams.of(x.grid.scale * grid.scale, 0, "int32", None if along is None else 0)
+        return [
+            self.writer.constant(f"{self.name}_weight", weight, weights),
+            self.writer.constant(f"{self.name}_bias", self.array(2), bias),
+        ]
 
     def result(self, spec: TensorSpec | None = None) -> Value:
         """The output's tensor."""

@@ -61,20 +61,24 @@ def mean(node: Node) -> Value:
 
 
 def softmax(node: Node) -> Value:
-    """SOFTMAX over the last axis; another one is brought there and back."""
+    """SOFTMAX with TFLite's fixed output."""
     if not node.grid.same(SOFTMAX_GRID):
         raise node.refuse(
             "TFLite fixes the output of a softmax to scale 1/256 and zero point -128, this one has "
             f"{float(node.grid.scale)} and {int(node.grid.zero_point)}: quantize the float model here"
         )
-    x, rank = node.value(0), len(node.out.shape)
-    axis = int(node.params["axis"])
+    return softmax_over(node, int(node.params["axis"]))
+
+
+def softmax_over(node: Node, axis: int) -> Value:
+    """SOFTMAX over the last axis; another one is brought there and back."""
+    x, rank, grid = node.value(0), len(node.out.shape), node.grids.get(node.name)
     if axis == rank - 1:
         return node.emit("SOFTMAX", [x], "SoftmaxOptions", beta=1.0)
     order = [i for i in range(rank) if i != axis] + [axis]
     moved = _moved(x, order)
     last = transposed(node, x, order, node.writer.tensor(f"{node.name}_moved", moved, x.grid))
-    raw = node.writer.tensor(f"{node.name}_raw", moved, node.grid)
+    raw = node.writer.tensor(f"{node.name}_raw", moved, grid)
     node.writer.operator("SOFTMAX", [last], [raw], "SoftmaxOptions", beta=1.0)
     return transposed(node, raw, [int(i) for i in np.argsort(order)], node.result())
 

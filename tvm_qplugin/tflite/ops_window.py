@@ -8,7 +8,6 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.oracle import resize_table
-from tvm_qplugin.core.qparams import INTEGER_RANGE, QuantParams
 from tvm_qplugin.tflite.node import Node
 from tvm_qplugin.tflite.writer import Value
 
@@ -33,12 +32,12 @@ def conv2d(node: Node) -> Value:
         "dilationWFactor": p["dilation"][1],
     }
     depthwise = weight.shape[3] == 1 and p["groups"] == x.spec.shape[3] and p["groups"] > 1
-    x, padding = _padded(node, x, weight.shape[1:3], p["dilation"], int(p["in_zp"]))
+    x, padding = _padded(node, x, weight.shape[1:3], p["dilation"], p["in_zp"])
     fields["padding"] = node.writer.enum("Padding", padding)
     if depthwise:
         fields["depthMultiplier"] = weight.shape[0] // p["groups"]
         weight = weight.transpose(3, 1, 2, 0)
-    inputs = [x, *_parameters(node, x, 3 if depthwise else 0, weight)]
+    inputs = [x, *node.parameters(x, 3 if depthwise else 0, weight)]
     if depthwise:
         return node.activated("DEPTHWISE_CONV_2D", inputs, "DepthwiseConv2DOptions", **fields)
     return node.activated("CONV_2D", inputs, "Conv2DOptions", **fields)
@@ -47,32 +46,18 @@ def conv2d(node: Node) -> Value:
 def dense(node: Node) -> Value:
     """FULLY_CONNECTED over the last axis."""
     x = node.value(0)
-    inputs = [x, *_parameters(node, x, 0, node.array(1))]
+    inputs = [x, *node.parameters(x, 0, node.array(1))]
     version = PER_CHANNEL_DENSE if node.per_channel else None
     keep = len(node.out.shape) != 2
     options = "FullyConnectedOptions"
     return node.activated("FULLY_CONNECTED", inputs, options, version=version, keepNumDims=keep)
 
 
-def _parameters(node: Node, x: Value, axis: int, weight: np.ndarray) -> list[Value]:
-    """Weight and bias; the bias's scale is the product that the multiplier was computed from."""
-    grid = node.grids[f"{node.name}_weight"]
-    if x.grid is None:
-        raise node.refuse("the scale of its input is not known")
-    along = None if grid.axis is None else axis
-    weights = QuantParams.of(grid.scale, 0, "int8", along)
-    bias = QuantParams.of(x.grid.scale * grid.scale, 0, "int32", None if along is None else 0)
-    return [
-        node.writer.constant(f"{node.name}_weight", weight, weights),
-        node.writer.constant(f"{node.name}_bias", node.array(2), bias),
-    ]
-
-
 def average_pool(node: Node) -> Value:
     """AVERAGE_POOL_2D; what counts its padding is padded before."""
     p, x = node.params, node.value(0)
     if p["count_include_pad"] and any(p["padding"]):
-        x, padding = _pad_image(node, x, p["padding"], int(p["in_zp"])), "VALID"
+        x, padding = _pad_image(node, x, p["padding"], p["in_zp"]), "VALID"
     else:
         found = _known_padding(node, x, p["pool"], (1, 1))
         if found is None:
@@ -85,12 +70,11 @@ def average_pool(node: Node) -> Value:
 
 
 def max_pool(node: Node) -> Value:
-    """MAX_POOL_2D; other padding than SAME is made of the lowest code, which never wins."""
+    """MAX_POOL_2D; other padding than SAME is made of the lowest value, which never wins."""
     if any(step != 1 for step in node.params["dilation"]):
         raise node.refuse(f"TFLite has no max pool with dilation {node.params['dilation']}")
     x = node.value(0)
-    lowest = INTEGER_RANGE[x.spec.dtype][0]
-    x, padding = _padded(node, x, node.params["pool"], (1, 1), lowest)
+    x, padding = _padded(node, x, node.params["pool"], (1, 1), node.lowest)
     return _pool(node, "MAX_POOL_2D", x, padding)
 
 
@@ -103,9 +87,9 @@ def _pool(node: Node, code: str, x: Value, padding: str) -> Value:
 
 
 def pad(node: Node) -> Value:
-    """PAD with the zero point, PADV2 with anything else."""
+    """PAD with what stands for 0, PADV2 with anything else."""
     widths = np.asarray(node.params["pad_width"]).reshape(-1, 2)
-    return _pad(node, node.value(0), widths, int(node.params["value"]), node.result())
+    return _pad(node, node.value(0), widths, node.params["value"], node.result())
 
 
 def resize(node: Node) -> Value:
@@ -134,7 +118,7 @@ def _same_table(size_in: int, size_out: int, p: object, other: object) -> bool:
 
 
 def _padded(
-    node: Node, x: Value, kernel: Sequence[int], dilation: Sequence[int], value: int
+    node: Node, x: Value, kernel: Sequence[int], dilation: Sequence[int], value: float
 ) -> tuple[Value, str]:
     """The input and SAME or VALID; padding that is neither goes into an operator of its own."""
     known = _known_padding(node, x, kernel, dilation)
@@ -158,7 +142,7 @@ def _known_padding(node: Node, x: Value, kernel: Sequence[int], dilation: Sequen
     return "SAME" if padding == before + after else None
 
 
-def _pad_image(node: Node, x: Value, padding: Sequence[int], value: int) -> Value:
+def _pad_image(node: Node, x: Value, padding: Sequence[int], value: float) -> Value:
     """An image padded at top, left, bottom, right."""
     t, left, b, r = padding
     widths = np.array([[0, 0], [t, b], [left, r], [0, 0]])
@@ -167,9 +151,9 @@ def _pad_image(node: Node, x: Value, padding: Sequence[int], value: int) -> Valu
     return _pad(node, x, widths, value, made)
 
 
-def _pad(node: Node, x: Value, widths: np.ndarray, value: int, made: Value) -> Value:
+def _pad(node: Node, x: Value, widths: np.ndarray, value: float, made: Value) -> Value:
     amounts = node.numbers(widths, "widths")
-    if x.grid is None or value != int(x.grid.zero_point):
+    if value != (0 if x.grid is None else int(x.grid.zero_point)):
         fill = node.writer.constant(f"{node.name}_fill", np.array([value], x.spec.dtype), x.grid)
         node.writer.operator("PADV2", [x, amounts, fill], [made], "PadV2Options")
     else:
