@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import Stored
 from tvm_qplugin.passes.op_kinds import KINDS, Fusion, bias_of, obstacle
 
 Bounds = tuple[float | None, float | None]
@@ -22,7 +23,8 @@ class FloatLayer:
     """A layer with constant weights: ``kernel`` and ``params`` as in ``core/oracle.py``.
 
     ``members`` are its bindings from the convolution or product to the clamp, ``weight`` is OHWI or
-    [N, K], ``bias`` [O] or None, ``bias_at`` the name and the argument of the addition that holds it.
+    [N, K], ``bias`` [O] or None. ``grid``: the parameters of an int8 weight. ``halves``: which of weight
+    (1) and bias (2) are stored as float16.
     """
 
     members: tuple[relax.Var, ...]
@@ -30,8 +32,9 @@ class FloatLayer:
     kernel: str
     params: dict[str, Any]
     weight: Array
-    bias: Array | None = None
-    bias_at: tuple[str, int] | None = None
+    bias: Array
+    grid: QuantParams | None = None
+    halves: frozenset[int] = frozenset()
 
     @property
     def source(self) -> relax.Expr:
@@ -39,32 +42,44 @@ class FloatLayer:
         return self.head.args[0]
 
 
-def layers_of(func: relax.Function) -> dict[relax.Var, FloatLayer]:
-    """Every such layer of a float function, by the last of its members."""
+def layers_of(
+    func: relax.Function, stored: Mapping[tuple[str, int], Stored] | None = None
+) -> dict[relax.Var, FloatLayer]:
+    """Every such layer of a float function, by the last of its members.
+
+    ``stored``: how the constants were stored before they were expanded, see ``stored_arguments``.
+    """
     fusion = Fusion.of(func)
     found = {}
     for var, value in ir.bindings(func):
         kind = KINDS.get(ir.op_name(value), "")
         if kind in ("conv2d", "dense") and str(value.ty.dtype) == "float32" and not obstacle(kind, value):
             members = fusion.members(var, kind)
-            found[members[-1]] = _layer(members, [fusion.defined[member] for member in members])
+            values = [fusion.defined[member] for member in members]
+            found[members[-1]] = _layer(members, values, stored or {})
     return found
 
 
-def _layer(members: Sequence[relax.Var], values: Sequence[Call]) -> FloatLayer:
-    head, conv = values[0], ir.op_name(values[0]) == "relax.nn.conv2d"
-    params: dict[str, Any] = {"lo": None, "hi": None}
-    bias, at = None, None
+def _layer(
+    members: Sequence[relax.Var], values: Sequence[Call], stored: Mapping[tuple[str, int], Stored]
+) -> FloatLayer:
+    head = values[0]
+    weight = stored.get((members[0].name, 1), Stored(head.args[1].value.numpy()))
+    conv = ir.op_name(head) == "relax.nn.conv2d"
+    array = weight.array if weight.grid is not None else weight.real()
+    array = array if conv else np.ascontiguousarray(array.T)
+    halves = {1} if weight.array.dtype == "float16" else set()
+    bias = np.zeros(array.shape[0], "float32")
+    params: dict[str, Any] = {"lo": None, "hi": None, **(geometry_of(head) if conv else {})}
     for member, value in zip(members[1:], values[1:], strict=True):
         if ir.op_name(value) == "relax.add":
-            bias = bias_of(members[0], value)
-            at = member.name, next(i for i, arg in enumerate(value.args) if ir.const_value(arg) is not None)
+            found = bias_of(members[0], value)
+            bias = bias if found is None else found
+            halves |= {2} if any((member.name, i) in stored for i in (0, 1)) else set()
         else:
             params |= dict(zip(("lo", "hi"), bounds_of(value), strict=True))
-    weight = head.args[1].value.numpy()
-    if not conv:
-        return FloatLayer(tuple(members), head, "fdense", params, np.ascontiguousarray(weight.T), bias, at)
-    return FloatLayer(tuple(members), head, "fconv2d", params | geometry_of(head), weight, bias, at)
+    kernel = "fconv2d" if conv else "fdense"
+    return FloatLayer(tuple(members), head, kernel, params, array, bias, weight.grid, frozenset(halves))
 
 
 def bounds_of(value: Call) -> Bounds:

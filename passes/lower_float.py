@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
@@ -55,8 +54,7 @@ def _rewrite(
 
 def _emit(layer: FloatLayer, env: Mapping[relax.Var, relax.Expr], out: ir.Emitter) -> relax.Expr:
     end = layer.members[-1]
-    bias = np.zeros(layer.weight.shape[0], "float32") if layer.bias is None else layer.bias
-    operands = [env.get(layer.source, layer.source), ir.const(layer.weight), ir.const(bias)]
+    operands = [env.get(layer.source, layer.source), ir.const(layer.weight), ir.const(layer.bias)]
     spec: TensorSpec = ir.spec_of(end)
     func = build_kernel(layer.kernel, layer.params, [ir.spec_of(operand) for operand in operands], spec)
     ty = relax.TensorType(spec.shape, spec.dtype)

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from tvm_qplugin import report
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import find_recipe
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, find_recipe
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -50,7 +50,7 @@ Key = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
 Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
-RecipeName = Annotated[str, typer.Option(help="int8, edgetpu, or a JSON file with a recipe of your own.")]
+RecipeName = Annotated[str, typer.Option(help="int8, edgetpu, dynamic, fp16, or a JSON file with your own.")]
 Target = Annotated[str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, ...")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Size of an unknown batch dimension.")]
 Layout = Annotated[Literal["NCHW", "NHWC"], typer.Option(help="How image inputs shall be given.")]
@@ -107,15 +107,17 @@ def quantize(
     shape: Shapes = None,
     dump: Dump = None,
 ) -> Report:
-    """Quantize a trained ONNX model to int8.
+    """Quantize a trained ONNX model, to int8 unless --recipe says otherwise.
 
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
-    model for [bold]build[/]. A model that is quantized already (QDQ) needs no samples.
+    model for [bold]build[/] and [bold]export[/]. No samples are needed by a model that is quantized already
+    (QDQ), by --recipe dynamic (int8 weights) and by --recipe fp16 (float16 weights).
 
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
       tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
         --preprocess tf,crop=224 --samples 100
+      tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
     """
     if calibration is not None and table is not None:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
@@ -194,6 +196,8 @@ def _quantized_report(
 ) -> Report:
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
+    stored = work.recipe.scheme in STORAGE_SCHEMES
+    after = "export {} -o model.tflite" if stored else f"build {{}} --target {work.target} -o artifact"
     data = {
         "output": str(output),
         "recipe": work.recipe.to_json(),
@@ -204,10 +208,10 @@ def _quantized_report(
         "totals": report.totals(operators),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": f"tvm-qplugin build {quote(str(output))} --target {work.target} -o artifact",
+        "next": f"tvm-qplugin {after.format(quote(str(output)))}",
     }
-    parts: list[RenderableType] = [report.summary(operators)]
-    if data["islands"]:
+    parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
+    if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
     samples = f", calibrated with {table.samples} samples" if table else ""
     parts += [

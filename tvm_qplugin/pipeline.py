@@ -36,7 +36,7 @@ Passes = list[tvm.transform.Pass]
 
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     """Float module -> annotated module."""
-    return [Annotate(recipe, profile.explain)]
+    return [ExpandWeights(), Annotate(recipe, profile.explain)]
 
 
 def convert_passes(table: CalibrationTable, io: str) -> Passes:
@@ -93,14 +93,16 @@ def quantize_module(
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
-    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it.
+    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
+    scheme comes back as it is.
     """
     from tvm_qplugin.calibrator import calibrate, model_hash
 
     profile, chosen = find_profile(target), find_recipe(recipe)
     QuantizeIO(io)
     if chosen.scheme in STORAGE_SCHEMES:
-        return tvm.transform.Sequential(storage_passes(chosen, io))(module)
+        passes = storage_passes(chosen, io)
+        return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -134,7 +136,7 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
             f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
             "use recipe 'int8'"
         )
-    return [QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
+    return [ExpandWeights(), QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
 
 
 def is_quantized(module: IRModule) -> bool:
@@ -161,7 +163,7 @@ def int8_pipeline(**options: Any) -> tvm.transform.Pass:
 
         mod = canonicalize(mod)
         profile, target = _current(options.get("target"))
-        if not is_quantized(mod) and not scheme_of(mod):
+        if not is_quantized(mod) and (options or not scheme_of(mod)):
             mod = quantize_module(mod, **{**options, "target": profile})
         with target:
             return tvm.transform.Sequential([*lower_passes(profile, target), *executable_passes()])(mod)

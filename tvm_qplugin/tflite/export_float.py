@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import IRModule, relax
 
@@ -55,7 +54,7 @@ class FloatExport(Export):
     ) -> None:
         super().__init__(mod, per_channel_dense, keep_layout)
         self.stored, self.parts = stored, dict[relax.Var, list[Value]]()
-        self.layers, self.swishes = layers_of(self.func), hard_swishes(self.func)
+        self.layers, self.swishes = layers_of(self.func, stored), hard_swishes(self.func)
         self.activated = self._activated()
         groups = [layer.members for layer in self.layers.values()]
         groups += [(*members, end) for end, members in self.activated.items()]
@@ -129,18 +128,9 @@ class FloatExport(Export):
         return ops_float.EMITTERS[ir.op_name(call)](self._of(var, head, args, params), call)
 
     def _layer(self, var: relax.Var, layer: FloatLayer) -> Value:
-        weight, grid = layer.weight, None
-        found = self.stored.get((layer.members[0].name, 1))
-        if found is not None and found.grid is not None:
-            grid = found.grid
-            weight = found.array if layer.kernel == "fconv2d" else np.ascontiguousarray(found.array.T)
-        bias = np.zeros(weight.shape[0], "float32") if layer.bias is None else layer.bias
-        halves = {1} if found is not None and grid is None else set()
-        halves |= {2} if layer.bias_at in self.stored else set()
-        args = (self._argument(layer.source), weight, bias)
-        node = FloatNode(
-            self.writer, var.name, layer.params, args, self._spec(var), {}, {}, frozenset(halves), grid
-        )
+        args = (self._argument(layer.source), layer.weight, layer.bias)
+        spec = ir.spec_of(var)
+        node = FloatNode(self.writer, var.name, layer.params, args, spec, {}, {}, layer.halves, layer.grid)
         if layer.kernel == "fdense":
             self._check_dense(node)
         return ops_float.EMITTERS[ir.op_name(layer.head)](node, layer.head)

@@ -21,6 +21,20 @@ _UNARY: dict[str, Callable[[relax.Expr], relax.Call]] = {
     "TANH": relax.op.tanh,
     "EXP": relax.op.exp,
 }
+_FLOAT_BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Call]] = {
+    "DIV": relax.op.divide,
+    "POW": relax.op.power,
+}
+_FLOAT_UNARY: dict[str, Callable[[relax.Expr], relax.Call]] = {
+    "LOG": relax.op.log,
+    "SQRT": relax.op.sqrt,
+    "RSQRT": relax.op.rsqrt,
+    "SQUARE": relax.op.square,
+    "ABS": relax.op.abs,
+    "NEG": relax.op.negative,
+    "SIN": relax.op.sin,
+    "COS": relax.op.cos,
+}
 
 
 def arithmetic(graph: Graph, op: TfliteOperator) -> None:
@@ -43,6 +57,22 @@ def selecting(graph: Graph, op: TfliteOperator) -> None:
 def unary(graph: Graph, op: TfliteOperator) -> None:
     """A function of one tensor."""
     graph.define(op.outputs[0], _UNARY[op.name](graph.real(op.inputs[0])))
+
+
+def float_binary(graph: Graph, op: TfliteOperator) -> None:
+    """DIV, with its activation, and POW."""
+    graph.float_only(op)
+    name = f"{graph.names[op.outputs[0]]}_result"
+    expr = _FLOAT_BINARY[op.name](*(graph.real(index) for index in op.inputs))
+    graph.define(
+        op.outputs[0], graph.activate(expr, graph.option(op, "fused_activation_function", "NONE"), name)
+    )
+
+
+def float_unary(graph: Graph, op: TfliteOperator) -> None:
+    """A function of one float tensor."""
+    graph.float_only(op)
+    graph.define(op.outputs[0], _FLOAT_UNARY[op.name](graph.real(op.inputs[0])))
 
 
 def activation(graph: Graph, op: TfliteOperator) -> None:
@@ -78,11 +108,13 @@ def quantize(graph: Graph, op: TfliteOperator) -> None:
 
 
 def dequantize(graph: Graph, op: TfliteOperator) -> None:
-    """Integers become floats; a constant (float16 weights) is computed at once."""
+    """Integers become floats; a constant is computed at once, but float16 weights stay what they are."""
     source, out = op.inputs[0], op.outputs[0]
     values, grid = graph.constant(source), graph.grid(source)
     if values is None:
         graph.define(out, graph.real(source))
+    elif graph.tensor(source).dtype == "float16":
+        graph.halve(out, values)
     else:
         graph.fold(out, values if grid is None else grid.dequantize(values))
 
