@@ -139,7 +139,7 @@ def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[Operator
     sizes: dict[str, int] = {}
     for (name, _), stored in stored_arguments(func).items():
         sizes[name] = sizes.get(name, 0) + stored.array.nbytes
-    default = f"scheme {scheme} computes in float"
+    default = f"computed in float32 (scheme {scheme})"
     return tuple(
         replace(op, reason=reasons.get(op.name, default), weight_bytes=sizes.get(op.name, 0))
         for op in manifest.operators

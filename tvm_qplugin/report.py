@@ -195,13 +195,13 @@ def summary(operators: Sequence[OperatorInfo]) -> Text:
 
 
 def stored(operators: Sequence[OperatorInfo]) -> Text:
-    """One sentence about the schemes that only store weights small."""
+    """One sentence about the schemes that only store weights in fewer bytes."""
     layers = [op for op in operators if op.op in WEIGHTED]
     small = [op for op in layers if op.weight_bytes]
     size_of_all = size(sum(op.weight_bytes for op in operators))
     kept = "".join(f"\n  {op.name}: {op.reason}" for op in layers if not op.weight_bytes)
     more = f"; in float32 stay{kept}" if kept else ""
-    return Text(f"{len(small)} of {len(layers)} layers have small weights, {size_of_all}{more}")
+    return Text(f"{len(small)} of {len(layers)} layers store their weights small, {size_of_all}{more}")
 
 
 def columns_table(title: str, rows: Sequence[dict[str, str]], left: int = 1) -> Table:

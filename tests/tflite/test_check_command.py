@@ -77,8 +77,6 @@ def test_wrong_files(tmp_path: Path) -> None:
     for path, text in [(broken, "is not a .tflite file"), (tmp_path / "absent.tflite", "cannot be read")]:
         result = call("check", path)
         assert result.exit_code == 1 and text in result.stderr
-    result = call("check", demo.model_path())
-    assert result.exit_code == 1 and "quantize it first" in result.stderr
 
 
 def test_a_quantized_model_is_exported_first(litert: Any, tmp_path: Path) -> None:
