@@ -18,6 +18,7 @@ from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.exporter import export_tflite, exported
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
@@ -139,21 +140,14 @@ def test_what_the_files_hold(litert: Any) -> None:
 
 def test_one_scale_for_a_weight(litert: Any) -> None:
     net = nets.Net()
-    recipe = {"scheme": "dynamic", "per_channel": False}
-    module = net.floats(nets.dense(net))
-    per_tensor = tvm.transform.Sequential([QuantizeDynamic(frontend_recipe(recipe), 8)])(module)
+    recipe = Recipe("mine", "dynamic", per_channel=False)
+    per_tensor = tvm.transform.Sequential([QuantizeDynamic(recipe, 8)])(net.floats(nets.dense(net)))
     made = exported(per_tensor, per_channel_dense=False)
     (weight,) = [tensor for tensor in load(made.data).tensors if tensor.dtype == "int8"]
     assert weight.quant is not None and weight.quant.axis is None
     assert apart(run(litert, made, net.sample(1)), simulate(per_tensor, net.sample(1))[0]) == 0
     with pytest.raises(ModelError, match="its weight has a scale for every output"):
         export_tflite(module_of(nets.Net(), nets.dense, "dynamic"), per_channel_dense=False)
-
-
-def frontend_recipe(data: dict[str, Any]) -> Any:
-    from tvm_qplugin.core.recipe import find_recipe
-
-    return find_recipe(data)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +192,7 @@ def test_a_real_model(shared_data: Path, litert: Any, name: str) -> None:
     shape = [int(extent) for extent in source["main"].params[0].ty.shape]
     x = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
     for module in (source, quantize_module(source, recipe="fp16")):
-        found = litert.run(export_tflite(module), x).outputs
+        found = litert.run(export_tflite(module, keep_layout=True), x).outputs
         for one, wanted in zip(found, build(module).run(x), strict=True):
             assert apart(one, wanted) <= 2e-5
 
@@ -208,7 +202,7 @@ def test_the_dynamic_layers_of_a_real_model(shared_data: Path, litert: Any, name
     """Each on the very input that it has in LiteRT: the same floats."""
     source = frontend.load(shared_data / "models" / f"{name}.onnx", input_layout="NHWC")
     module = quantize_module(source, recipe="dynamic")
-    layers, made = layer_inputs(module), exported(module, every_layer=True)
+    layers, made = layer_inputs(module), exported(module, keep_layout=True, every_layer=True)
     shape = [int(extent) for extent in source["main"].params[0].ty.shape]
     x = np.random.default_rng(0).uniform(-1, 1, shape).astype("float32")
     results = litert.run(made.data, x).outputs

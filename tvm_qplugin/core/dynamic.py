@@ -105,8 +105,9 @@ def _quantize_image(x: Array) -> tuple[Array, np.float32]:
     nearer = 128.0 + abs(below) < 127.0 + abs(above)
     zero = np.clip(_half_away(np.float64(-128.0 - below if nearer else 127.0 - above)), -128, 127)
     inverse = np.float32(1) / np.float32(step)
-    codes = np.clip(_half_away((np.float32(zero) + x * inverse).astype("float64")), -128, 127)
-    return codes - zero, np.float32(step)
+    scaled = x * inverse
+    codes = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype("float64") + zero
+    return np.clip(codes, -128, 127) - zero, np.float32(step)
 
 
 def _half_away(x: Any) -> Array:
