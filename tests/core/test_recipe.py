@@ -52,6 +52,7 @@ def test_finding():
         ({"rules": [{"colour": "red"}]}, "colour"),
         ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),
         ({"rules": [{"scheme": "int4"}]}, "scheme 'int4' is unknown"),
+        ({"rules": [{"scheme": "fp16"}]}, "schemes fp16 and int8 cannot be mixed"),
     ],
 )
 def test_what_is_not_understood(given: Any, message: str):

@@ -43,7 +43,7 @@ class FloatNode(Node):
         """A float constant: as it is, or as float16 and DEQUANTIZE."""
         if index not in self.halves:
             return self.writer.constant(name, array)
-        half = self.writer.constant(f"{name}_half", array.astype("float16"))
+        half = self.writer.constant(f"{name}_f16", array.astype("float16"))
         made = self.writer.tensor(name, TensorSpec(half.spec.shape, "float32"))
         self.writer.operator("DEQUANTIZE", [half], [made])
         return made

@@ -87,8 +87,8 @@ class Writer:
         key = (code, version or self._versions.get(code, self._version))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
-        operator.inputs = [value.index for value in inputs]
-        operator.outputs = [value.index for value in outputs]
+        operator.inputs = np.array([value.index for value in inputs], "int32")
+        operator.outputs = np.array([value.index for value in outputs], "int32")
         if options:
             operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
             operator.builtinOptions = getattr(self._schema, f"{options}T")()
@@ -123,7 +123,7 @@ class Writer:
 
     def _add(self, name: str, spec: TensorSpec, grid: QuantParams | None, buffer: int) -> Value:
         tensor = self._schema.TensorT()
-        tensor.name, tensor.shape, tensor.buffer = name, list(spec.shape), buffer
+        tensor.name, tensor.shape, tensor.buffer = name, np.array(spec.shape, "int32"), buffer
         tensor.type = self.enum("TensorType", spec.dtype.upper())
         if grid is not None:
             tensor.quantization = self._quantization(grid)

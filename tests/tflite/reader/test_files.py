@@ -18,6 +18,7 @@ from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.frontend import load
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import scheme_of, stored_arguments
+from tvm_qplugin.simulator import simulate
 from tvm_qplugin.tflite.reader import read_tflite
 
 INTEGER_MODELS = [
@@ -58,6 +59,25 @@ def test_a_float_model(litert: Any, files: Any, shared_data: Path, name: str) ->
     arrays = files.inputs_of(module, 0)
     (got,), (wanted,) = build(module).run(*arrays), litert.run(file, *arrays).outputs
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+
+
+def test_a_dynamic_range_model(litert: Any, files: Any, shared_data: Path) -> None:
+    """Read as a module of that scheme; simulated as LiteRT computes it, but for softmax's rounding."""
+    file = model_of(shared_data, "tiny_kws_dscnn_hybrid_dynrange")
+    module = load(file)
+    assert scheme_of(module) == "dynamic" and len(stored_arguments(module["main"])) == 5
+    for seed in range(3):
+        arrays = files.inputs_of(module, seed)
+        (wanted,) = litert.run(file, *arrays).outputs
+        np.testing.assert_allclose(simulate(module, *arrays)[0], wanted, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(litert.run(export_tflite(module), *arrays).outputs[0], wanted)
+
+
+def test_an_uint8_weight_of_a_float_layer(litert: Any, files: Any) -> None:
+    tensors = {name: litert.Tensor((1, 4), "float32") for name in ("x", "y")}
+    tensors["w"] = litert.constant(np.ones((4, 4)), "uint8", 0.1, zero_point=3)
+    with pytest.raises(ModelError, match="its weight uint8 with zero point 3; expected int8"):
+        read_tflite(chain(litert, tensors, ("FULLY_CONNECTED", ["x", "w"], ["y"])))
 
 
 @pytest.mark.parametrize(
