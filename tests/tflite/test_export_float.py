@@ -49,6 +49,7 @@ nets = _nets()
 FLOAT_NETS = {
     **nets.NETS,
     "abs": nets.unary("Abs"),
+    "pointwise, padded before": nets.conv(5, 1, pads=[1, 0, 2, 1]),
     "exp of negative": lambda net: net("Exp", net("Neg", nets.conv(5)(net))),
     "sin, cos": lambda net: net("Add", net("Sin", "x"), net("Cos", "x")),
     "log, sqrt": lambda net: net("Log", net("Sqrt", net("Exp", "x"))),
@@ -215,3 +216,47 @@ def test_the_dynamic_layers_of_a_real_model(shared_data: Path, litert: Any, name
         given = tensors[layer.source.name]
         got = compute(layer.params, given, layer.weight, layer.grid.scale, layer.bias)
         np.testing.assert_array_equal(got, tensors[output], err_msg=output)
+
+
+@pytest.fixture(scope="session")
+def random_graph() -> Any:
+    """The generator of ``tests/random_graphs``."""
+    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("random_graphs_for_floats", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_graph
+
+
+def compare_random(litert: Any, random_graph: Any, seeds: range, scheme: str) -> int:
+    """How many graphs could be written; they give the compiled results, and are read back unchanged."""
+    count = 0
+    for seed in seeds:
+        model, graph = random_graph(seed, 2)
+        module = tvm.transform.Sequential(SCHEMES[scheme])(frontend.load(model))
+        try:
+            made = exported(module, keep_layout=True)
+        except ModelError:
+            continue
+        count += 1
+        rng = np.random.default_rng(7)
+        arrays = [rng.normal(size=shape).astype("float32") for shape in graph.inputs.values()]
+        wanted = simulate(module, *arrays) if scheme == "dynamic" else compile_function(module)(arrays)
+        for one, other in zip(litert.run(made.data, *arrays).outputs, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max(), err_msg=str(seed))
+        first = frontend.load(made.data)
+        again = frontend.load(export_tflite(first, keep_layout=True))
+        assert_structural_equal(again["main"], first["main"])
+    return count
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_random_graphs(litert: Any, random_graph: Any, scheme: str) -> None:
+    assert compare_random(litert, random_graph, range(15), scheme) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_many_random_graphs(litert: Any, random_graph: Any, scheme: str) -> None:
+    assert compare_random(litert, random_graph, range(15, 260), scheme) >= 180

@@ -28,7 +28,9 @@ def conv2d(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Arr
     if is_depthwise(p, x, weight):
         return _depthwise(p, x, weight, scale, bias)
     if _is_pointwise(p, weight):
-        return dense(p, x, weight.reshape(weight.shape[0], -1), scale, bias)
+        t, left, b, r = p["padding"]
+        image = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)))
+        return dense(p, image, weight.reshape(weight.shape[0], -1), scale, bias)
     q, factor = quantize_rows(x)
     acc = exact_conv(p, q, weight.astype("float64"))
     return _clamped(p, _scaled(acc, factor[:, :, None, None], scale, bias))
@@ -48,8 +50,7 @@ def is_depthwise(p: Params, x: Array, weight: Array) -> bool:
 
 
 def _is_pointwise(p: Params, weight: Array) -> bool:
-    one = tuple(weight.shape[1:3]) == (1, 1) and p["groups"] == 1
-    return one and not any(p["padding"]) and list(p["strides"]) == [1, 1]
+    return tuple(weight.shape[1:3]) == (1, 1) and p["groups"] == 1 and list(p["strides"]) == [1, 1]
 
 
 def quantize_rows(x: Array) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from tvm import relax
@@ -249,6 +250,10 @@ class Export:
 def _named(
     names: list[dict[str, str]] | None, variables: list[relax.Var], env: Mapping[relax.Var, Value]
 ) -> dict[str, Value]:
-    """Tensors by the names that the model gives its inputs or outputs."""
+    """Tensors by the names that the model gives its inputs or outputs; the second of a name gets a number."""
     known = [item["name"] for item in names] if names else [var.name for var in variables]
-    return {name: env[var] for name, var in zip(known, variables, strict=True)}
+    found: dict[str, Value] = {}
+    for name, var in zip(known, variables, strict=True):
+        free = (f"{name}_{i}" for i in count(1) if f"{name}_{i}" not in known)
+        found[next(free) if name in found else name] = env[var]
+    return found
