@@ -36,7 +36,7 @@ class QuantizeFloat16:
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe("fp16", "fp16"))
-    smallest: int = 64
+    smallest: int = 32
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``."""

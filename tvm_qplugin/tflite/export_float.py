@@ -20,6 +20,9 @@ from tvm_qplugin.tflite.export import Export, Exported
 from tvm_qplugin.tflite.float_node import FloatNode
 from tvm_qplugin.tflite.writer import Value
 
+ACTIVATED = ("add", "subtract", "multiply", "mean")
+"""Operators without weights that a clamp may be part of."""
+
 
 def export_float(
     mod: IRModule,
@@ -55,48 +58,33 @@ class FloatExport(Export):
         super().__init__(mod, per_channel_dense, keep_layout)
         self.stored, self.parts = stored, dict[relax.Var, list[Value]]()
         self.layers, self.swishes = layers_of(self.func, stored), hard_swishes(self.func)
+        swishing = [v for end, (_, members) in self.swishes.items() for v in members if not v.same_as(end)]
+        self.inside = {v for layer in self.layers.values() for v in layer.members[:-1]}.union(swishing)
         self.activated = self._activated()
-        groups = [layer.members for layer in self.layers.values()]
-        groups += [(*members, end) for end, members in self.activated.items()]
-        inner = [var for members in groups for var in members[:-1]]
-        inner += [v for end, (_, members) in self.swishes.items() for v in members if not v.same_as(end)]
-        self.inside = frozenset(inner)
+        self.inside.update(self.activated.values())
 
-    def _activated(self) -> dict[relax.Var, tuple[relax.Var, ...]]:
+    def _activated(self) -> dict[relax.Var, relax.Var]:
         """Clamps that are part of the operator before them: by the clamp, that operator."""
-        fusion, found = Fusion.of(self.func), {}
-        taken = {v for _, members in self.swishes.values() for v in members}
+        fusion = Fusion.of(self.func)
+        taken = self.inside.union(self.layers, self.swishes)
+        found: dict[relax.Var, relax.Var] = {}
         for var, value in self.bound.items():
             kind = KINDS.get(ir.op_name(value), "")
-            if (
-                kind in ("add", "subtract", "multiply", "mean")
-                and not self._in_layer(var)
-                and var not in taken
-            ):
+            if kind in ACTIVATED and var not in taken:
                 members = fusion.members(var, kind)
-                if len(members) == 2 and members[1] not in taken:
-                    found[members[1]] = (var,)
+                if len(members) == 2 and members[1] not in self.inside:
+                    found[members[1]] = var
         return found
-
-    def _in_layer(self, var: relax.Var) -> bool:
-        return any(var in layer.members for layer in self.layers.values())
 
     def _check(self) -> None:
         """Refuse what TFLite has no operator for, all at once."""
-        found = []
-        for var, value in self.bound.items():
-            name = ir.op_name(value)
-            known = (
-                name in ops_float.EMITTERS or name == "relax.split" or isinstance(value, relax.TupleGetItem)
-            )
-            if not known:
-                found.append(f"{var.name} ({name.removeprefix('relax.') or type(value).__name__})")
-            elif isinstance(var.ty, relax.TensorType) and ir.spec_of(var).dtype != "float32":
-                found.append(f"{var.name} ({name.removeprefix('relax.')} of {ir.spec_of(var).dtype})")
-        if found:
+        wrong = [
+            f"{var.name} ({kind})" for var, value in self.bound.items() if (kind := _unknown(var, value))
+        ]
+        if wrong:
             raise ModelError(
-                f"{len(found)} operators have no float32 operator in TFLite that can be written: "
-                f"{'; '.join(found)}. Replace them in the model, or use build() for model.so"
+                f"{len(wrong)} operators have no float32 operator in TFLite that can be written: "
+                f"{'; '.join(wrong)}. Replace them in the model, or use build() for model.so"
             )
 
     def _fill(self) -> None:
@@ -118,10 +106,8 @@ class FloatExport(Export):
             return self._layer(var, self.layers[var])
         if var in self.swishes:
             return ops_float.hard_swish(self._of(var, var, [self.swishes[var][0]], {}), value)
-        head, params = var, {}
-        if var in self.activated:
-            (head,) = self.activated[var]
-            params = dict(zip(("lo", "hi"), bounds_of(value), strict=True))
+        head = self.activated.get(var, var)
+        params = {} if head.same_as(var) else dict(zip(("lo", "hi"), bounds_of(value), strict=True))
         call = self.bound[head]
         fields = call.args[0].fields if isinstance(call.args[0], relax.Tuple) else call.args[:1]
         args = [*fields, *(arg for arg in call.args[1:] if _is_tensor(arg))]
@@ -143,6 +129,15 @@ class FloatExport(Export):
     def _spec(self, var: relax.Var) -> TensorSpec:
         """Shape and dtype of the output; a split has several."""
         return ir.spec_of(var) if isinstance(var.ty, relax.TensorType) else TensorSpec((), "float32")
+
+
+def _unknown(var: relax.Var, value: Any) -> str:
+    """What a binding does that cannot be written; empty if it can."""
+    name = ir.op_name(value)
+    if name not in {*ops_float.EMITTERS, "relax.split"} and not isinstance(value, relax.TupleGetItem):
+        return name.removeprefix("relax.") or type(value).__name__
+    dtype = ir.spec_of(var).dtype if isinstance(var.ty, relax.TensorType) else "float32"
+    return "" if dtype == "float32" else f"{name.removeprefix('relax.')} of {dtype}"
 
 
 def _is_tensor(arg: Any) -> bool:
