@@ -11,6 +11,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 
+from tvm_qplugin.core.attrs import SCHEME
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes.rebuild import (
     Rebuilder,
@@ -47,7 +48,8 @@ class FoldConstants:
     """Fold constants without compiling anything.
 
     In: ``main``, straight-line. Out: operators of constants are constants; a dequantized constant
-    stays integer, transposing or reshaping moves into it; a quantized constant becomes integer.
+    stays integer, transposing or reshaping moves into it; a quantized constant becomes integer. What the
+    schemes ``fp16`` and ``dynamic`` store stays as it is.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
@@ -59,6 +61,8 @@ class _Fold(Rebuilder):
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A constant where all arguments are constants."""
         kind = op_name(call)
+        if SCHEME in (self.func.attrs or {}) and kind in ("astype", "dequantize"):
+            return call
         if kind == "permute_dims":
             return _permuted(self, call)
         if not kind or any(

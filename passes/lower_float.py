@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir import Call, IRModule
+from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import TensorSpec
-from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import KINDS, Fusion, bias_of, obstacle
+from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerFloat")
@@ -30,31 +28,23 @@ class LowerFloat:
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``; a module without such layers comes back unchanged."""
         func = ir.main_function(mod)
-        heads = {var: value for var, value in ir.bindings(func) if _lowerable(value)}
-        if not heads:
+        layers = layers_of(func)
+        if not layers:
             return mod
         with ir.Emitter(mod) as out:
-            env = _rewrite(func, heads, out)
+            env = _rewrite(func, layers, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
             return out.finish(outputs, ir.returns_tuple(func))
 
 
-def _lowerable(value: relax.Expr) -> bool:
-    kind = KINDS.get(ir.op_name(value), "")
-    return kind in ("conv2d", "dense") and str(value.ty.dtype) == "float32" and not obstacle(kind, value)
-
-
 def _rewrite(
-    func: relax.Function, heads: dict[relax.Var, Call], out: ir.Emitter
+    func: relax.Function, layers: Mapping[relax.Var, FloatLayer], out: ir.Emitter
 ) -> dict[relax.Var, relax.Expr]:
     env: dict[relax.Var, relax.Expr] = {}
-    fusion = Fusion.of(func)
-    groups = [fusion.members(head, KINDS[ir.op_name(value)]) for head, value in heads.items()]
-    ends = {members[-1]: members for members in groups}
-    inside = {var for members in groups for var in members[:-1]}
+    inside = {var for layer in layers.values() for var in layer.members[:-1]}
     for var, value in ir.bindings(func):
-        if var in ends:
-            env[var] = _emit([(m, fusion.defined[m]) for m in ends[var]], env, out)
+        if var in layers:
+            env[var] = _emit(layers[var], env, out)
         elif isinstance(value, relax.Var | relax.Tuple):
             env[var] = ir.substitute(value, env)
         elif var not in inside:
@@ -62,54 +52,13 @@ def _rewrite(
     return env
 
 
-def _emit(
-    members: list[tuple[relax.Var, Call]], env: dict[relax.Var, relax.Expr], out: ir.Emitter
-) -> relax.Expr:
-    first, head = members[0]
-    bias: Array | None = None
-    params: dict[str, Any] = {"lo": None, "hi": None}
-    for _, value in members[1:]:
-        if ir.op_name(value) == "relax.add":
-            bias = bias_of(first, value)
-        else:
-            params.update(_bounds(value))
-    weight = head.args[1].value.numpy()
-    if ir.op_name(head) == "relax.nn.conv2d":
-        params |= _geometry(head)
-    else:
-        weight = np.ascontiguousarray(weight.T)
-    if bias is None:
-        bias = np.zeros(weight.shape[0], "float32")
-    source = env.get(head.args[0], head.args[0])
-    name = "fconv2d" if "groups" in params else "fdense"
-    return _call(members[-1][0], name, params, (source, weight, bias), out)
-
-
-def _call(
-    end: relax.Var, name: str, params: dict[str, Any], args: tuple[relax.Expr, Array, Array], out: ir.Emitter
-) -> relax.Expr:
-    operands = [args[0], ir.const(args[1]), ir.const(args[2])]
+def _emit(layer: FloatLayer, env: Mapping[relax.Var, relax.Expr], out: ir.Emitter) -> relax.Expr:
+    end = layer.members[-1]
+    operands = [env.get(layer.source, layer.source), ir.const(layer.weight), ir.const(layer.bias)]
     spec: TensorSpec = ir.spec_of(end)
-    func = build_kernel(name, params, [ir.spec_of(operand) for operand in operands], spec)
+    func = build_kernel(layer.kernel, layer.params, [ir.spec_of(operand) for operand in operands], spec)
     ty = relax.TensorType(spec.shape, spec.dtype)
     return out.emit(
-        relax.call_tir(out.bb.add_func(func.without_attr("global_symbol"), name), operands, ty), end.name
+        relax.call_tir(out.bb.add_func(func.without_attr("global_symbol"), layer.kernel), operands, ty),
+        end.name,
     )
-
-
-def _bounds(value: Call) -> dict[str, float | None]:
-    if ir.op_name(value) == "relax.nn.relu":
-        return {"lo": 0.0, "hi": None}
-    lo, hi = float(value.args[1].value), float(value.args[2].value)
-    return {"lo": lo if np.isfinite(lo) else None, "hi": hi if np.isfinite(hi) else None}
-
-
-def _geometry(call: Call) -> dict[str, Any]:
-    attrs = call.attrs
-    padding = [int(p) for p in attrs.padding]
-    return {
-        "strides": [int(s) for s in attrs.strides],
-        "padding": padding * (4 // len(padding)),
-        "dilation": [int(d) for d in attrs.dilation],
-        "groups": int(attrs.groups),
-    }

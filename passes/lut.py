@@ -98,14 +98,15 @@ def unary_slice(var: relax.Var, defined: Mapping[relax.Var, relax.Expr]) -> rela
         seen.add(at)
         if value is not None and ir.op_name(value) == "relax.dequantize":
             leaves.add(at)
-        elif value is None or not _elementwise(at, value):
+        elif value is None or not is_elementwise(at, value):
             return None
         else:
             stack.extend(ir.variables(value))
     return leaves.pop() if len(leaves) == 1 else None
 
 
-def _elementwise(var: relax.Var, value: relax.Expr) -> bool:
+def is_elementwise(var: relax.Var, value: relax.Expr) -> bool:
+    """Whether a binding works element by element on tensors of its own shape and on scalars."""
     if ir.op_name(value) not in ELEMENTWISE:
         return False
     same = all(ir.spec_of(used).shape == ir.spec_of(var).shape for used in ir.variables(value))

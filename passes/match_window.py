@@ -21,22 +21,29 @@ def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
     source = site.source(core.args[0])
     if source is None:
         return None
-    attrs, shape = core.attrs, ir.spec_of(core.args[0]).shape
     if ir.op_name(core) == "relax.max":
-        return _global_max(site, source, bounds, shape)
-    params: dict[str, Any] = {
-        "pool": ints(attrs.pool_size),
-        "strides": ints(attrs.strides),
-        "dilation": ints(attrs.dilation),
-    }
-    params["padding"] = _ceil_padding(params, padding4(ints(attrs.padding)), shape, site.out.shape)
+        return _global_max(site, source, bounds, ir.spec_of(core.args[0]).shape)
+    params = pool_geometry(core)
     maximum = ir.op_name(core) == "relax.nn.max_pool2d"
     params |= site.finish(bounds, builtin=not maximum)
     wanted = Source(source.expr, source.have, site.grid)
     if maximum:
         return Plan("max_pool2d", site.out, "qmaxpool2d", params, (wanted,))
-    params |= {"in_zp": params["out_zp"], "count_include_pad": bool(attrs.count_include_pad)}
+    params |= {"in_zp": params["out_zp"], "count_include_pad": bool(core.attrs.count_include_pad)}
     return Plan("avg_pool2d", site.out, "qavgpool2d", params, (wanted,))
+
+
+def pool_geometry(core: Call) -> dict[str, Any]:
+    """Window, strides, dilation and explicit padding of a pool."""
+    attrs = core.attrs
+    params: dict[str, Any] = {
+        "pool": ints(attrs.pool_size),
+        "strides": ints(attrs.strides),
+        "dilation": ints(attrs.dilation),
+    }
+    shapes = ir.spec_of(core.args[0]).shape, ir.spec_of(core).shape
+    params["padding"] = _ceil_padding(params, padding4(ints(attrs.padding)), *shapes)
+    return params
 
 
 def _global_max(site: Site, source: Source, bounds: Bounds, shape: tuple[int, ...]) -> Plan:
@@ -95,16 +102,20 @@ def match_resize(site: Site, core: Call, bounds: Bounds, _bias: Array | None) ->
     source = site.source(core.args[0])
     if source is None or bounds != (None, None):
         return None
+    wanted = Source(source.expr, source.have, site.grid)
+    return Plan("resize2d", site.out, "qresize2d", resize_geometry(core), (wanted,))
+
+
+def resize_geometry(core: Call) -> dict[str, Any]:
+    """Size, method, coordinates and rounding of a resize2d, as ``core/oracle.py`` names them."""
     attrs = core.attrs
     rounding = {"round": "round_prefer_ceil", "": "round_prefer_floor"}
-    params = {
-        "size": list(site.out.shape[1:3]),
+    return {
+        "size": list(ir.spec_of(core).shape[1:3]),
         "method": "nearest" if attrs.method == "nearest_neighbor" else "linear",
         "coordinate": str(attrs.coordinate_transformation_mode),
         "rounding": rounding.get(attrs.rounding_method, str(attrs.rounding_method)),
     }
-    wanted = Source(source.expr, source.have, site.grid)
-    return Plan("resize2d", site.out, "qresize2d", params, (wanted,))
 
 
 def ints(values: object) -> list[int]:

@@ -4,10 +4,14 @@ import subprocess
 import sys
 
 import pytest
+from tvm.ir import assert_structural_equal
 
 import tvm_qplugin
 from tvm_qplugin import demo
+from tvm_qplugin.builder import SOURCE
 from tvm_qplugin.core.errors import ModelError, QPluginError, RecipeError, TargetError
+from tvm_qplugin.passes.expand_weights import scheme_of
+from tvm_qplugin.pipeline import is_quantized
 
 SCRIPT = """
 import numpy as np
@@ -76,3 +80,32 @@ def test_rules_choose_observers():
             calibration=demo.calibration()[:2],
             recipe={"rules": [{"op": "dense", "observer": "magic"}]},
         )
+
+
+@pytest.mark.parametrize(("recipe", "apart"), [("fp16", 0.005), ("dynamic", 0.05)])
+def test_schemes_without_calibration(recipe, apart):
+    module = tvm_qplugin.quantize(demo.model_path(), recipe=recipe)
+    assert scheme_of(module) == recipe and not is_quantized(module)
+    again = tvm_qplugin.quantize(module, recipe=recipe, calibration=demo.calibration()[:2])
+    assert_structural_equal(without_source(again), without_source(module))
+    image = demo.evaluation()[0][0].reshape(1, 1, 8, 8)
+    artifact = tvm_qplugin.build(module)
+    (wanted,) = tvm_qplugin.build(tvm_qplugin.load(demo.model_path())).run(image)
+    for found in (artifact.run(image)[0], tvm_qplugin.simulate(module, image)[0]):
+        assert 0 < abs(found - wanted).max() <= apart * abs(wanted).max()
+    assert not artifact.manifest.tensors and artifact.manifest.recipe["scheme"] == recipe
+
+
+def without_source(module):
+    return module["main"].without_attr(SOURCE)
+
+
+def test_other_schemes_start_from_the_expanded_constants():
+    half = tvm_qplugin.quantize(demo.model_path(), recipe="fp16")
+    samples = demo.calibration()[:4]
+    integer = tvm_qplugin.quantize(half, calibration=samples)
+    assert is_quantized(integer) and not scheme_of(integer)
+    assert all(op.integer for op in tvm_qplugin.build(integer).manifest.operators)
+    assert scheme_of(tvm_qplugin.quantize(half, recipe="dynamic")) == "dynamic"
+    with pytest.raises(RecipeError, match="io='int8' was asked for, but scheme dynamic"):
+        tvm_qplugin.quantize(half, recipe="dynamic", io="int8")

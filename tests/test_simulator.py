@@ -6,9 +6,12 @@ import tvm
 from tvm import IRModule, relax
 
 from tvm_qplugin.builder import compile_function
+from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import stored_arguments
+from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.simulator import Simulator, simulate, steps_of
 
 GRID = QuantParams.of(0.05, 3)
@@ -104,3 +107,35 @@ def test_calls_of_other_functions_inside_an_island():
             out = bb.emit_output(pair(bb, doubled))
         bb.emit_func_output(out)
     np.testing.assert_array_equal(simulate(bb.get(), X)[0], GRID.fake_quant(X + X))
+
+
+def test_dynamic_layers_are_quantized_as_they_run():
+    """Float operators around them are compiled; the layer in between is LiteRT's."""
+    weight, bias = np.arange(-9, 9).reshape(6, 3).astype("float32"), np.ones(3, "float32")
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(X.shape, "float32"))
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            product = bb.emit(op.matmul(bb.emit(op.exp(x), "e"), ir.const(weight)), "product")
+            layer = bb.emit(op.nn.relu(bb.emit(op.add(product, ir.const(bias)), "sum")), "layer")
+            out = bb.emit_output(relax.Tuple([bb.emit(op.sqrt(layer), "root"), layer]))
+        bb.emit_func_output(out)
+    module = tvm.transform.Sequential([QuantizeDynamic(smallest=1)])(bb.get())
+    (stored,) = stored_arguments(module["main"]).values()
+    assert stored.grid is not None
+    root, found = simulate(module, X)
+    (exp,) = compile_function(module_of_exp())([X])
+    wanted = dynamic.dense({"lo": 0.0, "hi": None}, exp, stored.array.T, stored.grid.scale, bias)
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(root, np.sqrt(wanted), rtol=1e-6)
+    assert 0 < abs(found - compile_function(module)([X])[1]).max() < 0.5
+
+
+def module_of_exp() -> IRModule:
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType(X.shape, "float32"))
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            out = bb.emit_output(op.exp(x))
+        bb.emit_func_output(out)
+    return bb.get()

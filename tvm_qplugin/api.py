@@ -41,9 +41,13 @@ def quantize(
 ) -> IRModule:
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
-    ``model``: an ONNX file, or a Relax module with a function ``main``. One that is quantized already
-    (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples, each an
-    array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
+    With ``recipe="fp16"`` constants become float16, with ``"dynamic"`` weights become int8 and activations
+    are quantized at run time, by LiteRT and ``simulate``; ``build`` computes both in float32 with the
+    constants expanded. They need no ``calibration``; if some is given it is not looked at.
+
+    ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
+    already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
+    each an array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
     ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
     ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
     observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the

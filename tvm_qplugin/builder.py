@@ -19,6 +19,7 @@ from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import ExpandWeights
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
 from tvm_qplugin.targets import find_profile, tvm_target
@@ -75,11 +76,14 @@ def build(
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
+    Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
+
     ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
     a missing toolchain or a device that runs .tflite files, ModelError for what is no module.
     """
     profile = find_profile(target)
     ir.main_function(module)
+    module = tvm.transform.Sequential([ExpandWeights()])(module)
     executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
     return Artifact.create(executable, describe(module, lowered, profile), compiler=profile.compiler)
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import RenderableType
 
 from tvm_qplugin import report
-from tvm_qplugin.console import step
+from tvm_qplugin.console import say, step
 from tvm_qplugin.inspection import inspect_source, read_module
 from tvm_qplugin.outputs import check_artifact_directory, check_scratch_directory
 from tvm_qplugin.report import Report
@@ -63,10 +63,13 @@ def build(
     start = time.perf_counter()
     with step("importing TVM"):
         from tvm_qplugin.builder import build as compile_model
+        from tvm_qplugin.passes.expand_weights import scheme_of
         from tvm_qplugin.targets import find_profile
     profile = find_profile(target)
     with step("reading the model"):
         module = read_module(source, **loading_options(batch, input_layout, shape))
+    if scheme := scheme_of(module):
+        say(f"model.so computes in float32, with the constants of scheme {scheme} expanded", "yellow")
     with step(f"compiling for {profile.name}"):
         artifact = compile_model(module, target=profile, dump=dump)
     artifact.save(output)

@@ -92,6 +92,7 @@ def _read(source: Path, target: str, options: dict[str, Any]) -> tuple[TfliteMod
     if source.suffix.lower() in TFLITE:
         return load(source, strict=False), False
     from tvm_qplugin.exporter import export_tflite
+    from tvm_qplugin.passes.expand_weights import scheme_of
     from tvm_qplugin.pipeline import is_quantized, rewritten
     from tvm_qplugin.provisional import provisional
     from tvm_qplugin.targets import PROFILES, find_profile
@@ -99,12 +100,12 @@ def _read(source: Path, target: str, options: dict[str, Any]) -> tuple[TfliteMod
     profile = find_profile(target if target in PROFILES else "host")
     with step("reading the model"):
         module = rewritten(read_module(source, **options), profile)
-    made_up = not is_quantized(module)
+    made_up = not is_quantized(module) and not scheme_of(module)
     if made_up:
         with step("quantizing it provisionally"):
             module = provisional(module, profile)
     with step("exporting the model"):
-        device = profile if profile.artifact == "tflite" else None
+        device = profile if profile.artifact == "tflite" and is_quantized(module) else None
         return load(export_tflite(module, target=device, per_channel_dense=True), strict=False), made_up
 
 

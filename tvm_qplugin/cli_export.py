@@ -25,7 +25,7 @@ def export(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Directory that quantize wrote, or an ONNX file that is quantized already (QDQ).",
+            help="Directory that quantize wrote, or an ONNX file, in float or quantized already (QDQ).",
             show_default=False,
         ),
     ],
@@ -63,7 +63,10 @@ def export(
         ),
     ] = None,
 ) -> Report:
-    """Write a quantized model as a .tflite file; LiteRT computes the same integers as model.so.
+    """Write a model as a .tflite file.
+
+    Of an int8 model LiteRT computes the same integers as model.so. Recipes dynamic and fp16 become
+    dynamic-range and float16 files, a float ONNX file becomes a float32 one.
 
     Example:
       tvm-qplugin export quantized -o model.tflite --target edgetpu

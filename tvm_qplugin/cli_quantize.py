@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from tvm_qplugin import report
 from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -54,7 +55,7 @@ Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.",
 RecipeName = Annotated[
     str | None,
     typer.Option(
-        help="int8, edgetpu, or a JSON file with a recipe of your own.", show_default="the target's"
+        help="int8, edgetpu, dynamic, fp16, or a JSON file with your own.", show_default="the target's"
     ),
 ]
 Target = Annotated[
@@ -131,16 +132,18 @@ def quantize(
     shape: Shapes = None,
     dump: Dump = None,
 ) -> Report:
-    """Quantize a trained ONNX model to int8.
+    """Quantize a trained ONNX model, to int8 unless --recipe says otherwise.
 
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
-    model for [bold]build[/]. A model that is quantized already (QDQ) needs no samples.
+    model for [bold]build[/] and [bold]export[/]. No samples are needed by a model that is quantized already
+    (QDQ), by --recipe dynamic (int8 weights) and by --recipe fp16 (float16 weights).
 
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
       tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
         --preprocess tf,crop=224 --samples 100
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
+      tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
     """
     recovers = correct_bias or adaptive_rounding
     if calibration is not None and table is not None and not recovers:
@@ -230,6 +233,7 @@ def _quantized_report(
 ) -> Report:
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
+    stored = work.recipe.scheme in STORAGE_SCHEMES
     data = {
         "output": str(output),
         "recipe": work.recipe.to_json(),
@@ -240,10 +244,10 @@ def _quantized_report(
         "totals": report.totals(operators),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": _next(work.profile, quote(str(output))),
+        "next": _next(work.profile, stored, quote(str(output))),
     }
-    parts: list[RenderableType] = [report.summary(operators)]
-    if data["islands"]:
+    parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
+    if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
     samples = f", calibrated with {table.samples} samples" if table else ""
     parts += [
@@ -253,8 +257,10 @@ def _quantized_report(
     return Report(data, tuple(parts))
 
 
-def _next(profile: TargetProfile, output: str) -> str:
+def _next(profile: TargetProfile, stored: bool, output: str) -> str:
     """The command that makes what the device takes."""
+    if stored:
+        return f"tvm-qplugin export {output} -o model.tflite"
     if profile.artifact == "tflite":
         return f"tvm-qplugin export {output} --target {profile.name} -o model.tflite"
     return f"tvm-qplugin build {output} --target {profile.name} -o artifact"

@@ -1,11 +1,11 @@
-"""``export_tflite``: from a quantized module to a ``.tflite`` file that LiteRT runs with the same results."""
+"""``export_tflite``: from a module to a ``.tflite`` file that LiteRT runs with the same results."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm.ir import IRModule
@@ -32,19 +32,23 @@ def export_tflite(
     keep_layout: bool = False,
     signature: str = "serving_default",
 ) -> bytes:
-    """A QDQ module as a ``.tflite`` file: its bytes, also written to ``path`` if given.
+    """A module as a ``.tflite`` file: its bytes, also written to ``path`` if given.
 
-    LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute. ``target``: the
-    device ("edgetpu", "ethos-u"), which rewrites the module for it. ``io``: dtype of inputs and outputs,
-    "float", "int8" or "uint8"; None: as the module has them, or the target's where they are float. Images
-    are NHWC in the file, as in all TFLite models, also where the module takes and gives NCHW;
+    Of a QDQ module LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute.
+    A float module becomes a file in float32, one of the scheme ``fp16`` has float16 constants, one of
+    the scheme ``dynamic`` int8 weights; LiteRT's results differ from ``build``'s in rounding, those of
+    ``dynamic`` also by the quantization of activations, which ``simulate`` does as LiteRT does. ``target``:
+    the device ("edgetpu", "ethos-u"), which rewrites the module for it and wants integers. ``io``: dtype of
+    inputs and outputs, "float", "int8" or "uint8"; None: as the module has them, or the target's where they
+    are float.
+    Images are NHWC in the file, as in all TFLite models, also where the module takes and gives NCHW;
     ``keep_layout`` keeps the module's layout with TRANSPOSE operators. With ``per_channel_dense=False`` (the
     Edge TPU's default) a dense layer whose weight has many scales is refused. ``signature``: key of the
     SignatureDef.
 
-    Raises ModelError for a module that is not quantized, has float operators or operators without a
-    TFLite counterpart, RecipeError for a wrong ``io``, TargetError without the extra ``tflite`` and for a
-    target that runs no .tflite files.
+    Raises ModelError for operators without a TFLite counterpart and for those of a QDQ module that stay
+    in float, RecipeError for a wrong ``io``, TargetError without the extra ``tflite``, for a target that runs
+    no .tflite files, and for a float module where a target was given.
     """
     data = exported(
         module,
@@ -74,27 +78,39 @@ def exported(
     ``every_layer`` makes every tensor an output, to compare layer by layer.
     """
     from tvm_qplugin.tflite.export import export_lowered
+    from tvm_qplugin.tflite.export_float import export_float
 
-    if not is_quantized(module):
-        raise ModelError(
-            "the model is in float, and a .tflite of integers was asked for: quantize it first, with "
-            "quantize() or `tvm-qplugin quantize`"
-        )
     profile = None if target is None else _device(target)
+    if per_channel_dense is None:
+        per_channel_dense = profile is None or profile.per_channel_dense
+    options: dict[str, Any] = {
+        "per_channel_dense": per_channel_dense,
+        "keep_layout": keep_layout,
+        "signature": signature,
+        "every_layer": every_layer,
+    }
+    if not is_quantized(module):
+        _check_float(profile, io)
+        return export_float(module, **options)
     if profile is not None:
         module = rewritten(module, profile)
         io = profile.io if io is None and _has_float_ends(module) else io
-    if per_channel_dense is None:
-        per_channel_dense = profile is None or profile.per_channel_dense
-    typed = with_io(module, io)
-    lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(typed)
-    return export_lowered(
-        lowered,
-        per_channel_dense=per_channel_dense,
-        keep_layout=keep_layout,
-        signature=signature,
-        every_layer=every_layer,
-    )
+    lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(with_io(module, io))
+    return export_lowered(lowered, **options)
+
+
+def _check_float(profile: TargetProfile | None, io: str | None) -> None:
+    """Refuse what a model that computes in float cannot be."""
+    if profile is not None:
+        raise ModelError(
+            f"the model computes in float, and {profile.name} runs integers: quantize it to int8 first, with "
+            f"quantize(target={profile.name!r}) or `tvm-qplugin quantize --target {profile.name}`"
+        )
+    if io not in (None, "float"):
+        raise RecipeError(
+            f"io={io!r} was asked for, but the model computes in float and so takes and gives float32: "
+            "leave io out, or quantize it to int8 first, with quantize() or `tvm-qplugin quantize`"
+        )
 
 
 def _device(target: str | TargetProfile) -> TargetProfile:

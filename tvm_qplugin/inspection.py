@@ -62,6 +62,7 @@ def read_module(source: Path, **options: Any) -> IRModule:
     """The module of a quantized model or of an ONNX file (``options``: see ``frontend.load``)."""
     from tvm_qplugin.core.recipe import find_recipe
     from tvm_qplugin.frontend import load
+    from tvm_qplugin.passes.expand_weights import scheme_of
     from tvm_qplugin.pipeline import is_quantized
     from tvm_qplugin.stage import load_module
 
@@ -74,7 +75,8 @@ def read_module(source: Path, **options: Any) -> IRModule:
             "`tvm-qplugin quantize` wrote"
         )
     module = load(source, **options)
-    return with_source(module, source, find_recipe("int8" if is_quantized(module) else "float"))
+    scheme = scheme_of(module) or ("int8" if is_quantized(module) else "float")
+    return with_source(module, source, find_recipe(scheme))
 
 
 def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
@@ -97,6 +99,7 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
         verify(source, manifest)
         return Contents("artifact", manifest)
     from tvm_qplugin.core.recipe import find_recipe
+    from tvm_qplugin.passes.expand_weights import scheme_of
     from tvm_qplugin.pipeline import is_quantized, rewritten
     from tvm_qplugin.targets import find_profile
 
@@ -104,19 +107,44 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
     chosen = find_recipe(profile.recipe if recipe is None else recipe)
     module = rewritten(read_module(source, **options), profile)
     manifest = describe_module(module, profile)
-    if is_quantized(module):
+    if is_quantized(module) or scheme_of(module):
         return Contents("quantized model", manifest)
     return Contents("float model", replace(manifest, operators=planned(module, chosen, profile)))
 
 
 def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
-    """The manifest that ``build`` would give a module, without compiling it."""
+    """The manifest that ``build`` would give a module, without compiling it.
+
+    Of the schemes ``fp16`` and ``dynamic`` it tells how weights are stored, and why some stay float32.
+    """
     import tvm
 
     from tvm_qplugin.builder import describe
+    from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
     from tvm_qplugin.passes.lower_integer import LowerInteger
 
-    return describe(module, tvm.transform.Sequential([LowerInteger(profile.storage)])(module), profile)
+    passes = [ExpandWeights(), LowerInteger(profile.storage)]
+    manifest = describe(module, tvm.transform.Sequential(passes)(module), profile)
+    scheme = scheme_of(module)
+    return replace(manifest, operators=_stored(module, manifest, scheme)) if scheme else manifest
+
+
+def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[OperatorInfo, ...]:
+    """The operators with the bytes of their stored constants, and with reasons of the scheme."""
+    from tvm_qplugin.passes import ir
+    from tvm_qplugin.passes.expand_weights import stored_arguments
+    from tvm_qplugin.passes.plan import REASONS
+
+    func = ir.main_function(module)
+    reasons = json.loads(str((func.attrs or {}).get(REASONS, "{}")))
+    sizes: dict[str, int] = {}
+    for (name, _), stored in stored_arguments(func).items():
+        sizes[name] = sizes.get(name, 0) + stored.array.nbytes
+    default = f"computed in float32 (scheme {scheme})"
+    return tuple(
+        replace(op, reason=reasons.get(op.name, default), weight_bytes=sizes.get(op.name, 0))
+        for op in manifest.operators
+    )
 
 
 def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> Annotation:

@@ -14,13 +14,16 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import Recipe, find_recipe
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
+from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels
@@ -47,7 +50,7 @@ def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
 
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     """Float module, rewritten for the device -> annotated module."""
-    return [Annotate(recipe, profile.explain)]
+    return [ExpandWeights(), Annotate(recipe, profile.explain)]
 
 
 def convert_passes(table: CalibrationTable) -> Passes:
@@ -64,6 +67,7 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> scheduled kernels."""
     return [
+        ExpandWeights(),
         LowerInteger(profile.storage),
         LowerFloat(),
         SelectKernels(rules_of(profile), target),
@@ -107,7 +111,10 @@ def quantize_module(
     io: str | None = None,
     samples: Sequence[Sample] | None = None,
 ) -> IRModule:
-    """Canonical float module -> QDQ module; ``calibration`` is samples or a finished table.
+    """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
+
+    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
+    scheme comes back as it is.
 
     ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table. The target's
     rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and ``io`` left out are
@@ -120,6 +127,9 @@ def quantize_module(
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
     QuantizeIO(io)
     module = rewritten(module, profile)
+    if chosen.scheme in STORAGE_SCHEMES:
+        passes = storage_passes(chosen, io)
+        return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -172,8 +182,20 @@ def _recovered(
     )
 
 
+def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
+    """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
+    if io != "float":
+        raise RecipeError(
+            f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
+            "use recipe 'int8'"
+        )
+    return [ExpandWeights(), QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
+
+
 def is_quantized(module: IRModule) -> bool:
-    """Whether ``main`` already holds R.quantize or R.dequantize."""
+    """Whether ``main`` already holds R.quantize or R.dequantize of more than stored constants."""
+    if scheme_of(module):
+        return False
     found = {ir.op_name(value) for _, value in ir.bindings(ir.main_function(module))}
     return bool(found & {"relax.quantize", "relax.dequantize"})
 
@@ -194,7 +216,7 @@ def int8_pipeline(**options: Any) -> tvm.transform.Pass:
 
         mod = canonicalize(mod)
         profile, target = _current(options.get("target"))
-        if not is_quantized(mod):
+        if not is_quantized(mod) and (options or not scheme_of(mod)):
             mod = quantize_module(mod, **{**options, "target": profile})
         with target:
             return tvm.transform.Sequential([*lower_passes(profile, target), *executable_passes()])(mod)

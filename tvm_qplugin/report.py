@@ -194,6 +194,16 @@ def summary(operators: Sequence[OperatorInfo]) -> Text:
     return Text(f"{sums['integer']} of {sums['operators']} operators run on integers{share}")
 
 
+def stored(operators: Sequence[OperatorInfo]) -> Text:
+    """One sentence about the schemes that only store weights in fewer bytes."""
+    layers = [op for op in operators if op.op in WEIGHTED]
+    small = [op for op in layers if op.weight_bytes]
+    size_of_all = size(sum(op.weight_bytes for op in operators))
+    kept = "".join(f"\n  {op.name}: {op.reason}" for op in layers if not op.weight_bytes)
+    more = f"; in float32 stay{kept}" if kept else ""
+    return Text(f"{len(small)} of {len(layers)} layers store their weights small, {size_of_all}{more}")
+
+
 def columns_table(title: str, rows: Sequence[dict[str, str]], left: int = 1) -> Table:
     """A table from rows with equal keys; the first ``left`` columns are text, the others numbers."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")

@@ -1,4 +1,4 @@
-"""Run a QDQ module through the numpy oracle: what every compiled artifact must equal, bit for bit."""
+"""Run a module through the numpy oracle: what compiled artifacts and LiteRT must equal, bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
+from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.island import Island
 from tvm_qplugin.kernels import extra_constants
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import ExpandWeights, stored_arguments
+from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.select_kernels import kernel_of
 
@@ -24,16 +27,19 @@ Step = Callable[[Mapping[relax.Var, Array]], dict[relax.Var, Array]]
 
 
 class Simulator:
-    """The oracle's answer for a QDQ module.
+    """The oracle's answer for a QDQ module, or for one of the scheme ``dynamic``.
 
     Integer kernels and integer data movement run in numpy; float islands, whose results depend on
-    the order of summation and on what is fused, run as TVM compiles them, each as a whole.
+    the order of summation and on what is fused, run as TVM compiles them, each as a whole. Layers with
+    int8 weights and float inputs run as LiteRT runs them (``core/dynamic.py``), not as ``build`` does.
     """
 
     def __init__(self, module: IRModule) -> None:
-        self.module = tvm.transform.Sequential([LowerInteger(storage="int8")])(module)
+        stored = stored_arguments(ir.main_function(module))
+        self.module = tvm.transform.Sequential([ExpandWeights(), LowerInteger(storage="int8")])(module)
         self._func = ir.main_function(self.module)
-        self._steps = steps_of(self.module)
+        layers = layers_of(self._func, stored) if stored else {}
+        self._steps = steps_of(self.module, {v: layer for v, layer in layers.items() if layer.grid})
 
     def run(self, *arrays: Array) -> list[Array]:
         """Outputs for one set of inputs; InputError unless they fit the module's parameters."""
@@ -53,7 +59,7 @@ class Simulator:
 
 
 def simulate(module: IRModule, *arrays: Array) -> list[Array]:
-    """The oracle's outputs of a QDQ module for one set of inputs."""
+    """The oracle's outputs of a QDQ or dynamic-range module for one set of inputs; see ``Simulator``."""
     return Simulator(module).run(*arrays)
 
 
@@ -66,20 +72,30 @@ def _check(params: Sequence[relax.Var], arrays: Sequence[Array]) -> None:
         raise InputError(f"arrays given: {given or 'none'}; expected {wanted}; pass one array for each")
 
 
-def steps_of(mod: IRModule) -> list[Step]:
+def steps_of(mod: IRModule, layers: Mapping[relax.Var, FloatLayer] | None = None) -> list[Step]:
     """A lowered module in an order in which every float island runs at once.
 
-    The depth of a tensor is the largest number of float islands behind it, up to an output. Floats of equal
-    depth are compiled together, as FuseOps sees them; integers of that depth come before them.
+    ``layers``: those that quantize their input at run time, by the variable of their result. The depth of
+    a tensor is the largest number of float islands behind it, up to an output. Floats of equal depth are
+    compiled together, as FuseOps sees them; integers of that depth come before them.
     """
-    func = ir.main_function(mod)
-    bound = {v: value for v, value in ir.bindings(func) if not isinstance(value, relax.Var | relax.Tuple)}
-    floats = {var for var, value in bound.items() if not _in_numpy(mod, value)}
+    func, layers = ir.main_function(mod), layers or {}
+    inside = {member for layer in layers.values() for member in layer.members[:-1]}
+    bound = {
+        var: layers[var].head if var in layers else value
+        for var, value in ir.bindings(func)
+        if var not in inside and not isinstance(value, relax.Var | relax.Tuple)
+    }
+    floats = {var for var, value in bound.items() if var not in layers and not _in_numpy(mod, value)}
     depth = _depths(bound, floats)
     steps: list[Step] = []
     for level in sorted(set(depth.values()), reverse=True):
         here = [var for var in bound if depth[var] == level]
-        steps += [_Integer(mod, var, bound[var]) for var in here if var not in floats]
+        for var in here:
+            if var in layers:
+                steps.append(_Layer(var, layers[var]))
+            elif var not in floats:
+                steps.append(_Integer(mod, var, bound[var]))
         island = {var: bound[var] for var in here if var in floats}
         if island:
             rest = [value for var, value in bound.items() if var not in island]
@@ -123,6 +139,21 @@ class _Integer:
         extra = len(extra_constants(kernel.name, kernel.params, kernel.args))
         result = ORACLE[kernel.name](kernel.params, *args[: len(args) - extra], kernel.out.dtype)
         return {self.var: result}
+
+
+@dataclass
+class _Layer:
+    """One layer with an int8 weight and a float input, as LiteRT computes it."""
+
+    var: relax.Var
+    layer: FloatLayer
+
+    def __call__(self, env: Mapping[relax.Var, Array]) -> dict[relax.Var, Array]:
+        layer, grid = self.layer, self.layer.grid
+        assert grid is not None
+        run = dynamic.conv2d if layer.kernel == "fconv2d" else dynamic.dense
+        source = _argument(layer.source, env)
+        return {self.var: run(layer.params, source, layer.weight, grid.scale, layer.bias)}
 
 
 def _argument(expr: Any, env: Mapping[relax.Var, Array]) -> Any:

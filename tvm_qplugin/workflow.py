@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
-from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, Rule, find_recipe
 from tvm_qplugin.inspection import annotation_of, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
@@ -88,7 +88,7 @@ class Quantization:
         dump: Path | None,
         loading: dict[str, Any],
     ) -> tuple[IRModule, CalibrationTable | None]:
-        """The QDQ module, and the table it was made with (None: the file is quantized already)."""
+        """The quantized module, and the table it was made with (None: none was needed)."""
         import tvm
 
         from tvm_qplugin.api import dumping
@@ -102,6 +102,14 @@ class Quantization:
             if is_quantized(module):
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
+            elif self.recipe.scheme in STORAGE_SCHEMES:
+                if table is not None or self.calibration is not None:
+                    say(
+                        f"recipe {self.recipe.name} needs no calibration: what was given is not read",
+                        "yellow",
+                    )
+                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
+                table, module = None, quantize_module(module, recipe=self.recipe, target=self.target, io=io)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 kept = reservoir_for(module)
@@ -141,6 +149,10 @@ class Quantization:
 
         if is_quantized(module):
             raise CalibrationError("the model is quantized already: there is nothing to calibrate")
+        if self.recipe.scheme in STORAGE_SCHEMES:
+            raise CalibrationError(
+                f"recipe {self.recipe.name!r} needs no calibration: run `tvm-qplugin quantize` at once"
+            )
         samples = self._open(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):

@@ -1,4 +1,4 @@
-"""Small ONNX graphs, one for each thing that an exported file can hold."""
+"""Small ONNX graphs, one for every operator and way to use it that can be exported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class Net:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attrs))
         return name
 
-    def module(self, output: str, io: str = "float") -> IRModule:
+    def floats(self, output: str) -> IRModule:
+        """The canonical float module."""
+
         def info(name: str, shape: Sequence[int] | None) -> onnx.ValueInfoProto:
             return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
@@ -48,8 +50,12 @@ class Net:
             self.nodes, "net", [info("x", self.shape)], [info(output, None)], self.weights
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        return frontend.load(model)
+
+    def module(self, output: str, io: str = "float") -> IRModule:
+        """The int8 module."""
         calibration = [self.sample(seed) for seed in range(3)]
-        return quantize_module(frontend.load(model), calibration=calibration, io=io)
+        return quantize_module(self.floats(output), calibration=calibration, io=io)
 
     def sample(self, seed: int) -> Array:
         return np.random.default_rng(seed).normal(size=self.shape).astype("float32")

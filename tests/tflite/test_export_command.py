@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tvm_qplugin import cli, demo
+from tvm_qplugin.tflite.file import load
 
 
 def call(*args: object) -> Any:
@@ -45,7 +46,31 @@ def test_shown(litert: Any, stage: Path, tmp_path: Path) -> None:
     assert "1x8x8x1" in text and "operators: " in text and "CONV_2D" in text
 
 
-def test_a_float_model_is_refused(tmp_path: Path) -> None:
-    result = call("export", demo.model_path(), "-o", tmp_path / "model.tflite")
-    assert result.exit_code == 1 and "quantize it first" in result.stderr
-    assert not list(tmp_path.iterdir())
+def test_a_float_model(litert: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    result = call("export", demo.model_path(), "-o", path, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert "QUANTIZE" not in json.loads(result.stdout)["operators"]
+    image = demo.evaluation()[0][0].reshape(1, 8, 8, 1)
+    (logits,) = litert.run(path.read_bytes(), image).outputs
+    assert logits.dtype == "float32" and logits.argmax() == demo.evaluation()[1][0]
+    result = call("export", demo.model_path(), "-o", tmp_path / "other.tflite", "--io", "int8")
+    assert result.exit_code == 1 and "quantize it to int8 first" in result.stderr
+    assert not (tmp_path / "other.tflite").exists()
+
+
+@pytest.mark.parametrize(("recipe", "dtype"), [("dynamic", "int8"), ("fp16", "float16")])
+def test_schemes_that_need_no_samples(litert: Any, tmp_path: Path, recipe: str, dtype: str) -> None:
+    folder, path = tmp_path / "q", tmp_path / "model.tflite"
+    options = ("--recipe", recipe, "-o", folder, "--calibration", demo.calibration_path())
+    result = call("quantize", demo.model_path(), *options)
+    assert result.exit_code == 0, result.stderr
+    assert "needs no calibration" in result.stderr and "export" in result.stdout
+    assert call("inspect", folder).exit_code == 0
+    assert call("export", folder, "-o", path).exit_code == 0
+    assert dtype in {tensor.dtype for tensor in load(path).tensors}
+    image = demo.evaluation()[0][0].reshape(1, 8, 8, 1)
+    (logits,) = litert.run(path.read_bytes(), image).outputs
+    assert logits.argmax() == demo.evaluation()[1][0]
+    result = call("quantize", demo.model_path(), "--recipe", recipe, "-o", tmp_path / "io", "--io", "int8")
+    assert result.exit_code == 1 and "computes in float" in result.stderr

@@ -18,6 +18,12 @@ KERNEL = "qplugin.kernel"
 PARAMS = "qplugin.params"
 ANNOTATION = "qplugin.annotation"
 REPORT = "qplugin.report"
+SCHEME = "qplugin.scheme"
+"""Attribute of ``main``: how the constants of a module that computes in float are stored.
+
+"fp16": as float16 behind ``R.astype``. "dynamic": weights as int8 behind ``R.dequantize``, and the inputs
+of their layers are to be quantized at run time.
+"""
 
 Params = Mapping[str, Any]
 

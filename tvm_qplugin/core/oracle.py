@@ -66,7 +66,7 @@ def requantize_tensor(p: Params, q: Array, dtype: str) -> Array:
 
 def qconv2d(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
     """Convolution with any stride, padding, dilation and group count."""
-    acc = _conv(p, x.astype("float64") - p["in_zp"], w.astype("float64"))
+    acc = exact_conv(p, x.astype("float64") - p["in_zp"], w.astype("float64"))
     return _finish(p, acc.astype("int64") + bias, factor, dtype)
 
 
@@ -209,7 +209,7 @@ def qpad(p: Params, x: Array, dtype: str) -> Array:
 
 def fconv2d(p: Params, x: Array, w: Array, bias: Array, dtype: str = "float32") -> Array:
     """Convolution in floating point (computed in float64: kernels agree to rounding only)."""
-    acc = _conv(p, x.astype("float64"), w.astype("float64")) + bias
+    acc = exact_conv(p, x.astype("float64"), w.astype("float64")) + bias
     return np.clip(acc, p["lo"], p["hi"]).astype(dtype) if _bounded(p) else acc.astype(dtype)
 
 
@@ -237,7 +237,7 @@ def sliding_windows(p: Params, x: Array, fill: int) -> Array:
     return np.moveaxis(view[:, ::sh, ::sw, :, ::dh, ::dw], 3, 5)
 
 
-def _conv(p: Params, x: Array, w: Array) -> Array:
+def exact_conv(p: Params, x: Array, w: Array) -> Array:
     """Exact sums in float64 of a zero-padded convolution, NHWC x OHWI."""
     out_channels, kh, kw, per_group = w.shape
     groups = p["groups"]

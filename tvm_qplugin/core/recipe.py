@@ -13,7 +13,9 @@ from typing import Any
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
 
-SCHEMES = ("int8", "float")
+SCHEMES = ("int8", "fp16", "dynamic", "float")
+STORAGE_SCHEMES = ("fp16", "dynamic")
+"""Schemes that change how weights are stored and need no calibration."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,15 @@ class Recipe:
     correct_bias: bool = False
 
     def __post_init__(self) -> None:
-        """Check the scheme."""
+        """Check the schemes."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+        used = {self.scheme, *(rule.scheme for rule in self.rules)} - {None, "float"}
+        if len(used) > 1:
+            raise RecipeError(
+                f"schemes {' and '.join(sorted(map(str, used)))} cannot be mixed in one recipe: rules may "
+                'give the scheme of the recipe or "float"'
+            )
 
     @property
     def recovers(self) -> bool:
@@ -109,6 +117,8 @@ RECIPES: Registry[Recipe] = Registry(
     {
         "int8": "tvm_qplugin.core.recipes:INT8",
         "edgetpu": "tvm_qplugin.core.recipes:EDGETPU",
+        "fp16": "tvm_qplugin.core.recipes:FP16",
+        "dynamic": "tvm_qplugin.core.recipes:DYNAMIC",
         "float": "tvm_qplugin.core.recipes:FLOAT",
     },
 )

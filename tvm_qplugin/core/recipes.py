@@ -6,4 +6,6 @@ from tvm_qplugin.core.recipe import Recipe, Rule
 
 INT8 = Recipe("int8", "int8")
 EDGETPU = Recipe("edgetpu", "int8", rules=(Rule(op="dense", per_channel=False),))
+FP16 = Recipe("fp16", "fp16")
+DYNAMIC = Recipe("dynamic", "dynamic")
 FLOAT = Recipe("float", "float")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 from tvm import relax
@@ -79,11 +80,13 @@ def export_lowered(
     With ``every_layer`` each tensor that an operator computes is an output of the file, for comparisons.
     Raises ModelError for float operators, and for what TFLite cannot compute with the same integers.
     """
-    return _Export(mod, per_channel_dense, keep_layout).run(signature, every_layer)
+    return Export(mod, per_channel_dense, keep_layout).run(signature, every_layer)
 
 
-class _Export:
+class Export:
     """One run: the tensors of the file by variable of the function."""
+
+    integer = True
 
     def __init__(self, mod: IRModule, per_channel_dense: bool, keep_layout: bool) -> None:
         self.mod, self.per_channel_dense = mod, per_channel_dense
@@ -92,7 +95,7 @@ class _Export:
         self.outputs = ir.output_vars(self.func)
         users = ir.consumers(self.func)
         self.users = {var: [v for v in found if v in self.bound] for var, found in users.items()}
-        self.writer = Writer()
+        self.writer = Writer(self.integer)
         self.grids = self._grids()
         self.functions = self._attribute(FUNCTIONS)
         self.env: dict[relax.Var, Value] = {}
@@ -106,19 +109,23 @@ class _Export:
         self._check()
         for param in self.func.params:
             self.env[param] = self._input(param)
-        for var, value in self.bound.items():
-            self.env[var] = self._emit(var, value)
+        self._fill()
         names = self._attribute(IO)
         inputs = _named(names.get("inputs"), list(self.func.params), self.env)
         outputs = _named(names.get("outputs"), self.outputs, self.env)
         own = {value.index for value in outputs.values()}
-        hidden = [v for v in self.bound if every_layer and self.env[v].index not in own | self._before()]
+        hidden = [v for v in self.env if every_layer and self.env[v].index not in own | self._before()]
         layers = {var.name: self.env[var] for var in hidden if var not in self.dropped}
         taps = {f"layer {name}": value for name, value in layers.items()}
         data = self.writer.finish(inputs, {**outputs, **taps}, signature)
         nhwc = [tuple(var in self.images for var in side) for side in (self.func.params, self.outputs)]
         counts = self.writer.counts()
         return Exported(data, nhwc[0], nhwc[1], tuple(layers), inputs, outputs, counts)
+
+    def _fill(self) -> None:
+        """Write every binding."""
+        for var, value in self.bound.items():
+            self.env[var] = self._emit(var, value)
 
     def _before(self) -> set[int]:
         """The tensors that are there before the first operator."""
@@ -212,12 +219,16 @@ class _Export:
         if kernel.name in _CONVERSIONS and not params.get("axes"):
             out = TensorSpec(self.env[args[0]].spec.shape, out.dtype)
         node = self._node(var, args, params, out)
-        if kernel.name == "qdense" and node.per_channel and not self.per_channel_dense:
+        if kernel.name == "qdense":
+            self._check_dense(node)
+        return EMITTERS[kernel.name](node)
+
+    def _check_dense(self, node: Node) -> None:
+        if node.per_channel and not self.per_channel_dense:
             raise node.refuse(
                 "its weight has a scale for every output, and per_channel_dense=False asks for one: quantize "
                 'with the rule {"op": "dense", "per_channel": false} or target="edgetpu"'
             )
-        return EMITTERS[kernel.name](node)
 
     def _move(self, var: relax.Var, call: Any) -> Value:
         if var in self.dropped:
@@ -240,6 +251,10 @@ class _Export:
 def _named(
     names: list[dict[str, str]] | None, variables: list[relax.Var], env: Mapping[relax.Var, Value]
 ) -> dict[str, Value]:
-    """Tensors by the names that the model gives its inputs or outputs."""
+    """Tensors by the names that the model gives its inputs or outputs; the second of a name gets a number."""
     known = [item["name"] for item in names] if names else [var.name for var in variables]
-    return {name: env[var] for name, var in zip(known, variables, strict=True)}
+    found: dict[str, Value] = {}
+    for name, var in zip(known, variables, strict=True):
+        free = (f"{name}_{i}" for i in count(1) if f"{name}_{i}" not in known)
+        found[next(free) if name in found else name] = env[var]
+    return found

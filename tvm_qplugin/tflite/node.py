@@ -65,6 +65,19 @@ class Node:
         """Shapes, axes and the like, as an int32 constant."""
         return self.writer.constant(f"{self.name}_{what}", np.asarray(values, "int32"))
 
+    def parameters(self, x: Value, axis: int, weight: Array) -> list[Value]:
+        """Weight (outputs along ``axis``) and bias, whose scale is that of the accumulator."""
+        grid = self.grids[f"{self.name}_weight"]
+        if x.grid is None:
+            raise self.refuse("the scale of its input is not known")
+        along = None if grid.axis is None else axis
+        weights = QuantParams.of(grid.scale, 0, "int8", along)
+        bias = QuantParams.of(x.grid.scale * grid.scale, 0, "int32", None if along is None else 0)
+        return [
+            self.writer.constant(f"{self.name}_weight", weight, weights),
+            self.writer.constant(f"{self.name}_bias", self.array(2), bias),
+        ]
+
     def result(self, spec: TensorSpec | None = None) -> Value:
         """The output's tensor."""
         return self.writer.tensor(self.name, spec or self.out, self.grids.get(self.name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tvm_qplugin.core.attrs import TensorSpec
-from tvm_qplugin.core.qparams import QuantParams
+from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.tflite.node import Node
 from tvm_qplugin.tflite.writer import Value
 
@@ -50,10 +50,14 @@ def multiply(node: Node) -> Value:
 
 def prelu(node: Node) -> Value:
     """PRELU; the slopes of an image lie along its last axis, as Keras writes them."""
-    alpha = node.array(1)
-    shaped = alpha.reshape((1,) * max(len(node.out.shape) - 2, 0) + alpha.shape)
-    slopes = node.writer.constant(f"{node.name}_alpha", shaped, node.grids[f"{node.name}_weight"])
+    slopes = node.writer.constant(f"{node.name}_alpha", slopes_of(node), node.grids[f"{node.name}_weight"])
     return node.unfused("PRELU", [node.value(0), slopes])
+
+
+def slopes_of(node: Node) -> Array:
+    """The slopes of a PRELU in as many dimensions as the image has, but the batch."""
+    alpha = node.array(1)
+    return alpha.reshape((1,) * max(len(node.out.shape) - 2, 0) + alpha.shape)
 
 
 def mean(node: Node) -> Value:
@@ -63,20 +67,24 @@ def mean(node: Node) -> Value:
 
 
 def softmax(node: Node) -> Value:
-    """SOFTMAX over the last axis; another one is brought there and back."""
+    """SOFTMAX with TFLite's fixed output."""
     if not node.grid.same(SOFTMAX_GRID):
         raise node.refuse(
             "TFLite fixes the output of a softmax to scale 1/256 and zero point -128, this one has "
             f"{float(node.grid.scale)} and {int(node.grid.zero_point)}: quantize the float model here"
         )
-    x, rank = node.value(0), len(node.out.shape)
-    axis = int(node.params["axis"])
+    return softmax_over(node, int(node.params["axis"]))
+
+
+def softmax_over(node: Node, axis: int) -> Value:
+    """SOFTMAX over the last axis; another one is brought there and back."""
+    x, rank, grid = node.value(0), len(node.out.shape), node.grids.get(node.name)
     if axis == rank - 1:
         return node.emit("SOFTMAX", [x], "SoftmaxOptions", beta=1.0)
     order = [i for i in range(rank) if i != axis] + [axis]
     moved = _moved(x, order)
     last = transposed(node, x, order, node.writer.tensor(f"{node.name}_moved", moved, x.grid))
-    raw = node.writer.tensor(f"{node.name}_raw", moved, node.grid)
+    raw = node.writer.tensor(f"{node.name}_raw", moved, grid)
     node.writer.operator("SOFTMAX", [last], [raw], "SoftmaxOptions", beta=1.0)
     return transposed(node, raw, [int(i) for i in np.argsort(order)], node.result())
 

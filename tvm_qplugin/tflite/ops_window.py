@@ -8,7 +8,7 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.oracle import resize_table
-from tvm_qplugin.core.qparams import INTEGER_RANGE, QuantParams
+from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.tflite.node import Node
 from tvm_qplugin.tflite.writer import Value
 
@@ -38,7 +38,7 @@ def conv2d(node: Node) -> Value:
     if depthwise:
         fields["depthMultiplier"] = weight.shape[0] // p["groups"]
         weight = weight.transpose(3, 1, 2, 0)
-    inputs = [x, *_parameters(node, x, 3 if depthwise else 0, weight)]
+    inputs = [x, *node.parameters(x, 3 if depthwise else 0, weight)]
     if depthwise:
         return node.activated("DEPTHWISE_CONV_2D", inputs, "DepthwiseConv2DOptions", **fields)
     return node.activated("CONV_2D", inputs, "Conv2DOptions", **fields)
@@ -47,25 +47,11 @@ def conv2d(node: Node) -> Value:
 def dense(node: Node) -> Value:
     """FULLY_CONNECTED over the last axis."""
     x = node.value(0)
-    inputs = [x, *_parameters(node, x, 0, node.array(1))]
+    inputs = [x, *node.parameters(x, 0, node.array(1))]
     version = PER_CHANNEL_DENSE if node.per_channel else None
     keep = len(node.out.shape) != 2
     options = "FullyConnectedOptions"
     return node.activated("FULLY_CONNECTED", inputs, options, version=version, keepNumDims=keep)
-
-
-def _parameters(node: Node, x: Value, axis: int, weight: np.ndarray) -> list[Value]:
-    """Weight and bias; the bias's scale is the product that the multiplier was computed from."""
-    grid = node.grids[f"{node.name}_weight"]
-    if x.grid is None:
-        raise node.refuse("the scale of its input is not known")
-    along = None if grid.axis is None else axis
-    weights = QuantParams.of(grid.scale, 0, "int8", along)
-    bias = QuantParams.of(x.grid.scale * grid.scale, 0, "int32", None if along is None else 0)
-    return [
-        node.writer.constant(f"{node.name}_weight", weight, weights),
-        node.writer.constant(f"{node.name}_bias", node.array(2), bias),
-    ]
 
 
 def average_pool(node: Node) -> Value:
@@ -133,8 +119,12 @@ def _pool(node: Node, code: str, x: Value, padding: str) -> Value:
 
 
 def pad(node: Node) -> Value:
-    """PAD, which pads with the zero point as the kernel does."""
-    return _pad(node, node.value(0), np.asarray(node.params["pad_width"]).reshape(-1, 2), node.result())
+    """PAD, which pads with what stands for 0; of floats PADV2 with anything else."""
+    x, widths = node.value(0), np.asarray(node.params["pad_width"]).reshape(-1, 2)
+    if x.grid is not None or node.params["value"] == 0:
+        return _pad(node, x, widths, node.result())
+    fill = node.writer.constant(f"{node.name}_fill", np.array([node.params["value"]], x.spec.dtype))
+    return node.emit("PADV2", [x, node.numbers(widths, "widths"), fill], "PadV2Options")
 
 
 def resize(node: Node) -> Value:

@@ -1,4 +1,4 @@
-"""Read a ``.tflite`` file, float or full integer, into the canonical Relax form."""
+"""Read a ``.tflite`` file (float, full integer or dynamic range) into the canonical Relax form."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import tvm
 from tvm import IRModule, relax
 
+from tvm_qplugin.core.attrs import SCHEME
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.passes import ir
@@ -39,6 +40,12 @@ OPERATORS: Mapping[str, Convert] = {
     **{name: elementwise.selecting for name in ("MAXIMUM", "MINIMUM")},
     **{name: elementwise.unary for name in ("LOGISTIC", "TANH", "EXP")},
     **{name: elementwise.activation for name in ACTIVATIONS},
+    **{name: elementwise.float_binary for name in ("DIV", "POW")},
+    **{
+        name: elementwise.float_unary
+        for name in ("LOG", "SQRT", "RSQRT", "SQUARE", "ABS", "NEG", "SIN", "COS")
+    },
+    **{name: layers.reduction for name in ("SUM", "REDUCE_MAX", "REDUCE_MIN")},
     "LEAKY_RELU": elementwise.leaky_relu,
     "GELU": elementwise.gelu,
     "PRELU": elementwise.prelu,
@@ -64,6 +71,7 @@ OPERATORS: Mapping[str, Convert] = {
 def read_tflite(source: str | os.PathLike[str] | bytes) -> IRModule:
     """The canonical module of a file or its bytes: QDQ for a full integer one, else float.
 
+    Float16 constants and int8 weights of float layers make it one of the scheme ``fp16`` or ``dynamic``.
     Integer inputs and outputs stay integer; their parameters stand in ``qplugin.io_params``. Compiled,
     the module gives LiteRT's integers. Raises ModelError naming everything that cannot be read.
     """
@@ -140,6 +148,8 @@ def _attributes(graph: Graph, params: Sequence[relax.Var], results: Sequence[rel
     attrs = {"num_input": len(params), IO: json.dumps(described)}
     if any(grid is not None for group in grids.values() for grid in group):
         attrs[IO_PARAMS] = json.dumps({side: list(map(_json, group)) for side, group in grids.items()})
+    if graph.schemes:
+        attrs[SCHEME] = min(graph.schemes)
     return attrs
 
 

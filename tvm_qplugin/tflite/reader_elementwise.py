@@ -22,6 +22,20 @@ _UNARY: dict[str, Callable[[relax.Expr], relax.Call]] = {
     "TANH": relax.op.tanh,
     "EXP": relax.op.exp,
 }
+_FLOAT_BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Call]] = {
+    "DIV": relax.op.divide,
+    "POW": relax.op.power,
+}
+_FLOAT_UNARY: dict[str, Callable[[relax.Expr], relax.Call]] = {
+    "LOG": relax.op.log,
+    "SQRT": relax.op.sqrt,
+    "RSQRT": relax.op.rsqrt,
+    "SQUARE": relax.op.square,
+    "ABS": relax.op.abs,
+    "NEG": relax.op.negative,
+    "SIN": relax.op.sin,
+    "COS": relax.op.cos,
+}
 
 
 def arithmetic(graph: Graph, op: TfliteOperator) -> None:
@@ -46,6 +60,22 @@ def unary(graph: Graph, op: TfliteOperator) -> None:
     graph.define(op.outputs[0], _UNARY[op.name](graph.real(op.inputs[0])))
 
 
+def float_binary(graph: Graph, op: TfliteOperator) -> None:
+    """DIV, with its activation, and POW."""
+    graph.float_only(op)
+    name = f"{graph.names[op.outputs[0]]}_result"
+    expr = _FLOAT_BINARY[op.name](*(graph.real(index) for index in op.inputs))
+    graph.define(
+        op.outputs[0], graph.activate(expr, graph.option(op, "fused_activation_function", "NONE"), name)
+    )
+
+
+def float_unary(graph: Graph, op: TfliteOperator) -> None:
+    """A function of one float tensor."""
+    graph.float_only(op)
+    graph.define(op.outputs[0], _FLOAT_UNARY[op.name](graph.real(op.inputs[0])))
+
+
 def activation(graph: Graph, op: TfliteOperator) -> None:
     """A stand-alone clamp."""
     graph.define(op.outputs[0], graph.activate(graph.real(op.inputs[0]), op.name, ""))
@@ -65,9 +95,13 @@ def prelu(graph: Graph, op: TfliteOperator) -> None:
             op,
             f"alpha has shape {list(graph.shape(slopes))}; expected a constant with a slope for each channel",
         )
-    flat: relax.Expr = ir.const(np.broadcast_to(alpha.reshape(-1), shape[-1:]))
-    if grid is not None:
-        flat = graph.emit(ir.dequantize(flat, grid), f"{graph.names[op.outputs[0]]}_alpha")
+    name = f"{graph.names[op.outputs[0]]}_alpha"
+    flat = graph.floats(slopes, name, lambda values: np.broadcast_to(values.reshape(-1), shape[-1:]))
+    if flat is None and grid is not None:
+        values = np.broadcast_to(alpha.reshape(-1), shape[-1:])
+        flat = graph.emit(ir.dequantize(ir.const(values), grid), name)
+    if flat is None:
+        raise graph.error(op, f"alpha is {alpha.dtype} without a scale; the file is damaged: export it again")
     graph.define(op.outputs[0], relax.op.nn.prelu(graph.real(source), flat, axis=len(shape) - 1))
 
 
@@ -94,11 +128,13 @@ def quantize(graph: Graph, op: TfliteOperator) -> None:
 
 
 def dequantize(graph: Graph, op: TfliteOperator) -> None:
-    """Integers become floats; a constant (float16 weights) is computed at once."""
+    """Integers become floats; a constant is computed at once, but float16 weights stay what they are."""
     source, out = op.inputs[0], op.outputs[0]
     values, grid = graph.constant(source), graph.grid(source)
     if values is None:
         graph.define(out, graph.real(source))
+    elif graph.tensor(source).dtype == "float16":
+        graph.halve(out, values)
     else:
         graph.fold(out, values if grid is None else grid.dequantize(values))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Graph:
     """The function under construction, and what each tensor of the file has become in it.
 
     Every tensor is read as real numbers (``real``): floats as they are, integers behind a dequantize.
+    ``schemes`` are those by which constants of float operators are stored: "fp16", "dynamic".
     """
 
     def __init__(self, model: TfliteModel) -> None:
@@ -41,6 +42,8 @@ class Graph:
         self._reals: dict[int, relax.Expr] = {}
         self._integers: dict[int, relax.Var] = {}
         self._folded: dict[int, Array] = {}
+        self._halves: dict[int, Array] = {}
+        self.schemes: set[str] = set()
 
     def tensor(self, index: int) -> TfliteTensor:
         """A tensor as the file describes it."""
@@ -120,10 +123,28 @@ class Graph:
         """Let a computed tensor be a float constant."""
         self._folded[index] = np.asarray(values, "float32")
 
+    def halve(self, index: int, values: Array) -> None:
+        """Let a tensor be a float constant that is stored as float16."""
+        self.fold(index, values)
+        self._halves[index] = np.asarray(values, "float16")
+
+    def floats(self, index: int, name: str, edit: Callable[[Array], Array]) -> relax.Expr | None:
+        """A float constant after ``edit``, stored as the file stores it; None for anything else."""
+        values = self.constant(index)
+        if values is None or (values.dtype != "float32"):
+            return None
+        if index not in self._halves:
+            return ir.const(np.ascontiguousarray(edit(values)))
+        self.schemes.add("fp16")
+        half = ir.const(np.ascontiguousarray(edit(self._halves[index])))
+        return self.emit(relax.op.astype(half, "float32"), name)
+
     def real(self, index: int) -> relax.Expr:
         """A tensor as real numbers: a variable, or a constant."""
         if index in self._reals:
             return self._reals[index]
+        if index in self._halves:
+            return self.floats(index, f"{self.names[index]}_f32", lambda values: values)
         values, grid = self.constant(index), self.grid(index)
         if values is None:
             raise ModelError(f"tensor {self.names[index]} is used before it is made; the file is damaged")
@@ -191,6 +212,11 @@ class Graph:
             raise self.error(
                 op, f"(scale, zero point) of inputs and outputs are {said}; they must agree: convert again"
             )
+
+    def float_only(self, op: TfliteOperator) -> None:
+        """ModelError if an operator that is read in float32 only has integers."""
+        if any(self.grid(index) is not None for index in (*op.inputs, *op.outputs) if index >= 0):
+            raise self.error(op, "it has integers, and can be read in float32 only: keep it in float")
 
     def error(self, op: TfliteOperator, text: str) -> ModelError:
         """A ModelError about an operator."""

@@ -91,47 +91,63 @@ def _layer(
     expr: relax.Expr = apply(x, weight)
     if len(op.inputs) > 2 and op.inputs[2] >= 0:
         bias = _bias(graph, op, grid, params)
-        expr = relax.op.add(graph.emit(expr, f"{name}_product"), bias)
+        if bias is not None:
+            expr = relax.op.add(graph.emit(expr, f"{name}_product"), bias)
     graph.define(out, graph.activate(expr, op.options["fused_activation_function"], f"{name}_sum"))
 
 
 def _weight(
     graph: Graph, op: TfliteOperator, edit: Callable[[Array], Array], axis: int
 ) -> tuple[relax.Expr, QuantParams | None]:
-    index = op.inputs[1]
+    index, out = op.inputs[1], graph.names[op.outputs[0]]
     values, grid = graph.constant(index), graph.grid(index)
     if values is None:
         raise graph.error(op, "its weight is not a constant; only layers with stored weights can be read")
-    integer, quantized = values.dtype.kind in "iu", graph.grid(op.inputs[0]) is not None
-    if integer != quantized:
-        kinds = ("int8" if quantized else "float32", "integer" if integer else "float")
+    floats = graph.floats(index, f"{out}_weight_f32", edit)
+    if floats is not None:
+        if graph.grid(op.inputs[0]) is not None:
+            raise graph.error(op, "its input is int8, its weight float32; expected both quantized")
+        return floats, None
+    if grid is None:
+        raise graph.error(op, f"its weight is {values.dtype} without a scale; the file is damaged")
+    if graph.grid(op.inputs[0]) is None:
+        _hybrid(graph, op, grid)
+    params = QuantParams.of(grid.scale, grid.zero_point, grid.dtype, None if grid.axis is None else axis)
+    weight = ir.const(np.ascontiguousarray(edit(values)))
+    return graph.emit(ir.dequantize(weight, params), f"{out}_weight_dq"), params
+
+
+def _hybrid(graph: Graph, op: TfliteOperator, grid: QuantParams) -> None:
+    """A float input and an integer weight: the input is quantized at run time."""
+    if grid.dtype != "int8" or grid.zero_point.any():
         raise graph.error(
             op,
-            f"its input is {kinds[0]}, its weight {kinds[1]} (dynamic range quantization); expected both "
-            "quantized or both float: convert the model to full integer, or quantize the float model",
+            f"its input is float32, its weight {grid.dtype} with zero point {int(grid.zero_point.max())}; "
+            "expected int8 with zero point 0 (dynamic range quantization): convert the model again",
         )
-    if not integer or grid is None:
-        return ir.const(np.ascontiguousarray(edit(values))), None
-    params = QuantParams.of(grid.scale, grid.zero_point, grid.dtype, None if grid.axis is None else axis)
-    name = f"{graph.names[op.outputs[0]]}_weight_dq"
-    return graph.emit(ir.dequantize(ir.const(np.ascontiguousarray(edit(values))), params), name), params
+    graph.schemes.add("dynamic")
 
 
 def _bias(
     graph: Graph, op: TfliteOperator, grid: QuantParams | None, weight: QuantParams | None
-) -> relax.Expr:
-    """The bias, on the grid that LiteRT computes with whatever the file says: input times weight."""
-    values = graph.constant(op.inputs[2])
+) -> relax.Expr | None:
+    """The bias, on the grid that LiteRT computes with whatever the file says: input times weight.
+
+    None for a float one of zeros, which stands where a layer has none.
+    """
+    index, name = op.inputs[2], graph.names[op.outputs[0]]
+    values = graph.constant(index)
     if values is None:
         raise graph.error(op, "its bias is not a constant; only layers with stored biases can be read")
     if grid is None or weight is None:
-        return ir.const(values.astype("float32"))
+        if not values.any():
+            return None
+        return graph.floats(index, f"{name}_bias_f32", lambda array: array)
     if values.dtype != "int32":
         raise graph.error(op, f"its bias is {values.dtype}, expected int32; convert the model again")
     scale = np.broadcast_to(np.float32(grid.scale) * weight.scale, values.shape)
     params = QuantParams.of(scale, 0, "int32", 0)
-    name = f"{graph.names[op.outputs[0]]}_bias_dq"
-    return graph.emit(ir.dequantize(ir.const(values), params), name)
+    return graph.emit(ir.dequantize(ir.const(values), params), f"{name}_bias_dq")
 
 
 def pool(graph: Graph, op: TfliteOperator) -> None:
@@ -145,6 +161,15 @@ def pool(graph: Graph, op: TfliteOperator) -> None:
     out = make(graph.real(op.inputs[0]), window, strides, padding, (1, 1), False, False, "NHWC", "NHWC")
     activation = options["fused_activation_function"]
     graph.define(op.outputs[0], graph.activate(out, activation, f"{name}_pooled"))
+
+
+def reduction(graph: Graph, op: TfliteOperator) -> None:
+    """SUM, REDUCE_MAX and REDUCE_MIN of floats over constant axes."""
+    graph.float_only(op)
+    rank = len(graph.shape(op.inputs[0]))
+    axes = sorted({axis % rank for axis in graph.numbers(op, 1)})
+    make = {"SUM": relax.op.sum, "REDUCE_MAX": relax.op.max, "REDUCE_MIN": relax.op.min}[op.name]
+    graph.define(op.outputs[0], make(graph.real(op.inputs[0]), axes, keepdims=bool(op.options["keep_dims"])))
 
 
 def mean(graph: Graph, op: TfliteOperator) -> None:

@@ -31,6 +31,8 @@ VERSIONS = {
     "RESHAPE": 1,
 }
 """Versions of the operators in int8 that old runtimes, too, accept; all others have version 2."""
+FLOAT_VERSIONS = {"DEQUANTIZE": 3}
+"""Versions of the operators in float32 (DEQUANTIZE: of float16); all others have version 1."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,13 @@ class Value:
 class Writer:
     """Collects tensors and operators in the order of execution; ``finish`` gives the file."""
 
-    def __init__(self, description: str = "tvm-qplugin") -> None:
-        """Start an empty file. Raises TargetError where the extra ``tflite`` is not installed."""
+    def __init__(self, integer: bool = True, description: str = "tvm-qplugin") -> None:
+        """Start an empty file, with the versions of operators on integers or on floats.
+
+        Raises TargetError where the extra ``tflite`` is not installed.
+        """
         self._schema = schema()
+        self._versions, self._version = (VERSIONS, 2) if integer else (FLOAT_VERSIONS, 1)
         self._model, self._graph = self._schema.ModelT(), self._schema.SubGraphT()
         self._model.version, self._model.description = 3, description
         self._model.subgraphs = [self._graph]
@@ -79,11 +85,11 @@ class Writer:
         **fields: Any,
     ) -> None:
         """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries."""
-        key = (code, version or VERSIONS.get(code, 2))
+        key = (code, version or self._versions.get(code, self._version))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
-        operator.inputs = [value.index for value in inputs]
-        operator.outputs = [value.index for value in outputs]
+        operator.inputs = np.array([value.index for value in inputs], "int32")
+        operator.outputs = np.array([value.index for value in outputs], "int32")
         if options:
             operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)
             operator.builtinOptions = getattr(self._schema, f"{options}T")()
@@ -118,7 +124,7 @@ class Writer:
 
     def _add(self, name: str, spec: TensorSpec, grid: QuantParams | None, buffer: int) -> Value:
         tensor = self._schema.TensorT()
-        tensor.name, tensor.shape, tensor.buffer = name, list(spec.shape), buffer
+        tensor.name, tensor.shape, tensor.buffer = name, np.array(spec.shape, "int32"), buffer
         tensor.type = self.enum("TensorType", spec.dtype.upper())
         if grid is not None:
             tensor.quantization = self._quantization(grid)

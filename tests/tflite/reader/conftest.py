@@ -168,6 +168,16 @@ CASES: dict[str, tuple[str, list[Any], tuple[int, ...] | list[tuple[int, ...]], 
         "ResizeNearestNeighborOptions",
         RESIZE,
     ),
+    "div": ("DIV", [X, "y"], SHAPE, "DivOptions", {"fusedActivationFunction": 1}),
+    "pow": ("POW", [X, weight(1)], SHAPE, "PowOptions", {}),
+    **{name.lower(): (name, [X], SHAPE, "", {}) for name in ("LOG", "SQRT", "RSQRT", "SIN")},
+    "square": ("SQUARE", [X], SHAPE, "SquareOptions", {}),
+    "abs": ("ABS", [X], SHAPE, "AbsOptions", {}),
+    "neg": ("NEG", [X], SHAPE, "NegOptions", {}),
+    "cos": ("COS", [X], SHAPE, "CosOptions", {}),
+    "sum": ("SUM", [X, number([1, 2])], (1, 4), "ReducerOptions", {"keepDims": False}),
+    "reduce_max": ("REDUCE_MAX", [X, number([-1])], (1, 6, 8, 1), "ReducerOptions", {"keepDims": True}),
+    "reduce_min": ("REDUCE_MIN", [X, number([2])], (1, 6, 4), "ReducerOptions", {"keepDims": False}),
     "maximum": ("MAXIMUM", [X, "y_same"], SHAPE, "MaximumMinimumOptions", {}),
     "minimum_scalar": ("MINIMUM", [X, weight(1)], SHAPE, "MaximumMinimumOptions", {}),
 }
@@ -183,9 +193,14 @@ FIXED = {
     "LOGISTIC": QuantParams.of(1 / 256, -128),
     "TANH": QuantParams.of(1 / 128, 0),
 }
+FLOAT_ONLY = frozenset("div pow log sqrt rsqrt sin square abs neg cos sum reduce_max reduce_min".split())
+"""What is read in float32 only."""
+POSITIVE = frozenset({"pow", "log", "sqrt", "rsqrt", "div"})
+"""What is not defined everywhere."""
 IN_FLOAT = {"maximum", "padv2"}
 """No integer kernel, but exact: a maximum of dequantized integers is one of them."""
 VERSIONS = {
+    **dict.fromkeys("DIV POW LOG SQRT RSQRT SIN SQUARE ABS NEG COS SUM REDUCE_MAX REDUCE_MIN".split(), 1),
     "EXPAND_DIMS": 1,
     "RELU_N1_TO_1": 1,
     "RESIZE_BILINEAR": 3,
@@ -289,8 +304,10 @@ def files() -> ModuleType:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``operator_case``: every case; ``integer_case``: those with integer kernels."""
+    """``operator_case``: in int8; ``float_case``: in float; ``integer_case``: with integer kernels."""
     if "operator_case" in metafunc.fixturenames:
-        metafunc.parametrize("operator_case", CASES)
+        metafunc.parametrize("operator_case", [case for case in CASES if case not in FLOAT_ONLY])
+    if "float_case" in metafunc.fixturenames:
+        metafunc.parametrize("float_case", CASES)
     if "integer_case" in metafunc.fixturenames:
-        metafunc.parametrize("integer_case", [case for case in CASES if case not in IN_FLOAT])
+        metafunc.parametrize("integer_case", [case for case in CASES if case not in IN_FLOAT | FLOAT_ONLY])

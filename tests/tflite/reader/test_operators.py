@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
+from tvm.ir import assert_structural_equal
 
 from tvm_qplugin.builder import build
+from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.frontend import check_canonical
 from tvm_qplugin.simulator import simulate
@@ -19,13 +22,29 @@ def test_an_integer_operator(litert: Any, files: Any, operator_case: str) -> Non
     assert all(op.integer for op in artifact.manifest.operators) != (operator_case in files.IN_FLOAT)
 
 
-def test_a_float_operator(litert: Any, files: Any, operator_case: str) -> None:
-    file = files.file_of(litert, operator_case, quantized=False)
+def test_a_float_operator(litert: Any, files: Any, float_case: str) -> None:
+    file = files.file_of(litert, float_case, quantized=False)
     module = read_tflite(file)
     check_canonical(module)
     arrays = files.inputs_of(module, 1)
-    for got, wanted in zip(build(module).run(*arrays), litert.run(file, *arrays).outputs, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
+    arrays = [np.abs(array) + np.float32(0.5) for array in arrays] if float_case in files.POSITIVE else arrays
+    expected = litert.run(file, *arrays).outputs
+    again = export_tflite(module, keep_layout=True)
+    for got in (build(module).run(*arrays), litert.run(again, *arrays).outputs):
+        for one, wanted in zip(got, expected, strict=True):
+            np.testing.assert_allclose(one, wanted, rtol=1e-5, atol=1e-6 * float(np.abs(wanted).max()))
+
+
+def test_reading_twice_changes_nothing(litert: Any, files: Any, float_case: str) -> None:
+    module = read_tflite(files.file_of(litert, float_case, quantized=False))
+    again = read_tflite(export_tflite(module, keep_layout=True))
+    third = read_tflite(export_tflite(again, keep_layout=True))
+    assert_structural_equal(third["main"], again["main"])
+
+
+def test_what_is_read_in_float_only(litert: Any, files: Any) -> None:
+    with pytest.raises(ModelError, match="ABS that makes out0: it has integers"):
+        read_tflite(files.file_of(litert, "abs", quantized=True))
 
 
 def test_every_operator_has_a_case(files: Any) -> None:
