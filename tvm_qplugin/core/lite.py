@@ -6,11 +6,17 @@ delegate accepts the arithmetic is XNNPACK's, beyond that of the built-in kernel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
+from tvm_qplugin.core.fixed_point import (
+    divide_by_power,
+    high_product,
+    quantize_multiplier,
+    round_away,
+    saturate,
+)
 from tvm_qplugin.core.qparams import (
     INTEGER_RANGE,
     Array,
@@ -62,56 +68,30 @@ def hard_swish(source: QuantParams, target: QuantParams) -> Array | None:
     if scale_exponent > 0:
         return None
     value = _distances(source) << 7
-    gate = _saturate(value << (relu_exponent - 1)) if relu_exponent > 0 else value
-    gate = _high_product(gate, relu)
-    gate = _saturate(gate << 1) if relu_exponent > 0 else _divide_by_power(gate, -relu_exponent)
+    gate = saturate(value << (relu_exponent - 1)) if relu_exponent > 0 else value
+    gate = high_product(gate, relu)
+    gate = saturate(gate << 1) if relu_exponent > 0 else divide_by_power(gate, -relu_exponent)
     gate = (gate + (1 << 15)) >> 1
-    product = gate * _high_product(value, scale)
+    product = gate * high_product(value, scale)
     high = np.sign(product) * (np.abs(product) >> 15)
-    return _codes(_divide_by_power(high, -scale_exponent), target)
+    return _codes(divide_by_power(high, -scale_exponent), target)
 
 
 def _ratio(source: QuantParams, target: QuantParams) -> float:
     return float(source.scale) / float(target.scale)
 
 
-def _multiplier31(real: float) -> tuple[int, int]:
-    """``real`` as ``fixed * 2 ** (exponent - 31)``; 0 where it is too small."""
-    mantissa, exponent = math.frexp(real)
-    fixed = int(math.copysign(math.floor(abs(mantissa) * (1 << 31) + 0.5), mantissa))
-    if abs(fixed) == 1 << 31:
-        fixed, exponent = fixed // 2, exponent + 1
-    return (fixed, exponent) if exponent >= -31 else (0, 0)
-
-
 def _rescale31(distance: Array, real: float, away: bool = False) -> Array:
     """``distance * real`` by a multiplier of 31 bits, rounded after the product and after the shift."""
-    fixed, exponent = _multiplier31(real)
+    fixed, exponent = quantize_multiplier(real)
     product = ((distance << max(exponent, 0)) * fixed + (1 << 30)) >> 31
     shift = max(-exponent, 0)
-    return _divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
+    return divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
 
 
 def _multiplier16(real: float) -> tuple[int, int]:
-    fixed, exponent = _multiplier31(real)
+    fixed, exponent = quantize_multiplier(real)
     return min((fixed + (1 << 15)) >> 16, 2**15 - 1), exponent
-
-
-def _high_product(a: Array, b: int) -> Array:
-    """The upper half of the doubled 16-bit product, half away from zero."""
-    product = a * b
-    nudged = product + np.where(product >= 0, 1 << 14, 1 - (1 << 14))
-    return np.asarray(np.sign(nudged) * (np.abs(nudged) >> 15))
-
-
-def _divide_by_power(value: Array, exponent: int) -> Array:
-    """``value / 2 ** exponent``, half away from zero."""
-    half = (1 << exponent) >> 1
-    return np.asarray(np.sign(value) * ((np.abs(value) + half) >> exponent))
-
-
-def _saturate(value: Array) -> Array:
-    return np.clip(value, -(2**15), 2**15 - 1)
 
 
 def float_table(function: Callable[[Array], Array], source: QuantParams, target: QuantParams) -> Array:
@@ -127,7 +107,7 @@ def float_table(function: Callable[[Array], Array], source: QuantParams, target:
     lo, hi = INTEGER_RANGE[target.dtype]
     scaled = np.nan_to_num(scaled, nan=lo - hi, posinf=hi - lo, neginf=lo - hi).astype("float64")
     scaled = np.clip(scaled, lo - hi, hi - lo)
-    return _codes(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), target)
+    return _codes(round_away(scaled), target)
 
 
 def _distances(source: QuantParams) -> Array:
