@@ -13,9 +13,9 @@ from tvm.ir.transform import PassContext
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe
-from tvm_qplugin.core.spec import ACTIVATION, FIXED, WEIGHT, Annotation, OpAnnotation, Spec
+from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, Spec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle
+from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle, obstacle16
 
 Explain = Callable[[str], str | None]
 
@@ -46,6 +46,8 @@ class Annotate:
         reason = op.reason
         if not reason and choice.scheme == "float":
             reason = "the recipe keeps it in float"
+        if not reason and choice.scheme == "int16x8":
+            reason = obstacle16(op.kind)
         if not reason and self.explain is not None:
             reason = self.explain(op.kind) or ""
         axis = {"conv2d": 0, "dense": 1}.get(op.kind)
@@ -186,11 +188,12 @@ def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe
     for op in operators.values():
         if not op.integer:
             continue
-        observer = recipe.choose(op.kind, op.output).observer
+        choice = recipe.choose(op.kind, op.output)
+        activation, outputs = SCHEMES[choice.scheme]
         for name in (*op.inputs, op.output):
             if name in floats:
-                tensors.setdefault(name, replace(ACTIVATION, observer=observer))
-        fixed = FIXED.get(op.kind)
+                tensors.setdefault(name, replace(activation, observer=choice.observer))
+        fixed = outputs.get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed
     return Annotation(operators, tensors)

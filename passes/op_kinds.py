@@ -52,6 +52,9 @@ ELEMENTWISE = frozenset(
 )
 """Operators that a table of 256 entries can stand for when they read one tensor and scalars."""
 
+FUNCTIONS16 = frozenset({"sigmoid", "tanh", "exp", "nn.leakyrelu"})
+"""Those of them that are computed in int16 as LiteRT does it."""
+
 Follows = Callable[[relax.Var, relax.Expr], bool]
 
 
@@ -119,6 +122,12 @@ def obstacle(kind: str, value: relax.Expr) -> str:
     if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
         return "it is not computed in float32"
     return check(value) if check else ""
+
+
+def obstacle16(kind: str) -> str:
+    """Why int16x8 has no kernel for a kind that int8 has one for; empty if it has."""
+    known = kind in (*KINDS.values(), "split_item", "clamp") or kind in FUNCTIONS16
+    return "" if known else f"{kind} has no int16 kernel"
 
 
 def _constant_weight(value: relax.Expr) -> str:

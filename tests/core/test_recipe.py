@@ -46,8 +46,12 @@ def test_finding():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int7", "neither one of int8, edgetpu, float nor a JSON file"),
-        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, float"),
+        ("int7", "neither one of int8, int16x8, edgetpu, float nor a JSON file"),
+        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, int16x8, float"),
+        (
+            {"rules": [{"op": "dense", "scheme": "int16x8"}]},
+            "recipe 'int8' mixes the schemes int16x8 and int8",
+        ),
         ({"colour": "red"}, r"fields are name, scheme, observer"),
         ({"rules": [{"colour": "red"}]}, "colour"),
         ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),

@@ -13,7 +13,7 @@ from typing import Any
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
 
-SCHEMES = ("int8", "float")
+SCHEMES = ("int8", "int16x8", "float")
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,15 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check the scheme."""
+        """Check the schemes."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+        found = {self.scheme, *(rule.scheme for rule in self.rules)} - {None, "float"}
+        if len(found) > 1:
+            raise RecipeError(
+                f"recipe {self.name!r} mixes the schemes {' and '.join(sorted(map(str, found)))}: use one of "
+                "them, and float for other layers"
+            )
 
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
@@ -97,6 +103,7 @@ RECIPES: Registry[Recipe] = Registry(
     "recipe",
     {
         "int8": "tvm_qplugin.core.recipes:INT8",
+        "int16x8": "tvm_qplugin.core.recipes:INT16X8",
         "edgetpu": "tvm_qplugin.core.recipes:EDGETPU",
         "float": "tvm_qplugin.core.recipes:FLOAT",
     },

@@ -5,5 +5,6 @@ from __future__ import annotations
 from tvm_qplugin.core.recipe import Recipe, Rule
 
 INT8 = Recipe("int8", "int8")
+INT16X8 = Recipe("int16x8", "int16x8")
 EDGETPU = Recipe("edgetpu", "int8", rules=(Rule(op="dense", per_channel=False),))
 FLOAT = Recipe("float", "float")
