@@ -37,7 +37,7 @@ class Annotate:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        operators = {op.output: self._decide(op) for op in group(func)}
+        operators = {op.output: self._decide(op) for op in group(func, not self.recipe.wide)}
         annotation = _tensors(func, _settle(func, operators), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
@@ -68,15 +68,19 @@ def check_rules(recipe: Recipe) -> None:
             )
 
 
-def group(func: relax.Function) -> list[OpAnnotation]:
-    """Operators in order of execution, each with the bindings that it covers."""
-    return _Grouping(func).operators()
+def group(func: relax.Function, chains: bool = True) -> list[OpAnnotation]:
+    """Operators in order of execution, each with the bindings that it covers.
+
+    ``chains``: elementwise operators of one tensor, one behind the other, become one (a table).
+    """
+    return _Grouping(func, chains).operators()
 
 
 class _Grouping:
     """Finds what one kernel can compute: conv + bias + activation, or a unary elementwise chain."""
 
-    def __init__(self, func: relax.Function) -> None:
+    def __init__(self, func: relax.Function, chains: bool) -> None:
+        self.chains = chains
         self.fusion = Fusion.of(func)
         self.defined, self.users, self.results = self.fusion.defined, self.fusion.users, self.fusion.results
         self.absorbed: set[relax.Var] = set()
@@ -106,7 +110,7 @@ class _Grouping:
         """Whether the binding is elementwise in a single tensor; its root is noted."""
         if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
             return False
-        roots = {self.root.get(used, used) for used in ir.variables(value)}
+        roots = {self._root_of(used) for used in ir.variables(value)}
         if len(roots) != 1:
             return False
         root = roots.pop()
@@ -127,9 +131,12 @@ class _Grouping:
         reason = "" if ir.spec_of(root).dtype == "float32" else "it is not a float32 tensor"
         return [OpAnnotation(kind, var.name, (root.name,), tuple(m.name for m in members), reason=reason)]
 
+    def _root_of(self, var: relax.Var) -> relax.Var:
+        return self.root.get(var, var) if self.chains else var
+
     def _continues(self, user: relax.Var, root: relax.Var) -> bool:
         value = self.defined[user]
-        if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
+        if not self.chains or ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
             return False
         return {self.root.get(used, used) for used in ir.variables(value)} == {root}
 

@@ -44,7 +44,7 @@ def _layer(
         rescaling = (reduced_factors if window else whole_factors)(ratio)
     except ValueError:
         return None
-    params = {**site.finish(bounds), **window, "wide": _wide(layer)}
+    params = {**site.finish(bounds), "in_zp": 0, **window, "wide": _wide(layer)}
     return layer.plan(site, kernel, params, (layer.weight.values, layer.bias.astype("int64"), *rescaling))
 
 
@@ -137,10 +137,21 @@ def table(
         return lite16.leaky_relu(function["alpha"], *grids)
     if name == "nn.relu":
         return lite16.clipped(0.0, None, *grids)
+    if name in ("maximum", "minimum"):
+        return _bounded(call, name, grids)
     if name == "clip":
         low, high = (float(bound.value) for bound in call.args[1:3])
         return lite16.clipped(low, high, *grids)
     return lite16.smooth(lut.UNARY["exp"], *grids) if name == "exp" else None
+
+
+def _bounded(call: Call, name: str, grids: tuple[QuantParams, QuantParams]) -> Array | None:
+    """MAXIMUM or MINIMUM with a scalar."""
+    bound = ir.const_value(call.args[1])
+    if bound is None:
+        return None
+    value = float(bound)
+    return lite16.clipped(value, None, *grids) if name == "maximum" else lite16.clipped(None, value, *grids)
 
 
 HANDLERS: dict[str, Handler] = {

@@ -45,8 +45,8 @@ def quantize(
     array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
     ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
     observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the
-    model's inputs and outputs: "float", "int8" or "uint8". ``dump``: directory for the IR after every pass.
-    ``batch``, ``input_layout``, ``shapes``: see ``load``.
+    model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe "int16x8"). ``dump``:
+    directory for the IR after every pass. ``batch``, ``input_layout``, ``shapes``: see ``load``.
 
     Raises ModelError, CalibrationError, RecipeError or TargetError, all of them QPluginError.
     """

@@ -33,7 +33,7 @@ def export(
         Path, typer.Option("-o", "--output", metavar="FILE", help="The .tflite file.", show_default=False)
     ],
     io: Annotated[
-        Literal["float", "int8", "uint8"] | None,
+        Literal["float", "int8", "uint8", "int16"] | None,
         typer.Option(help="dtype of inputs and outputs.", show_default="as the model has them"),
     ] = None,
     per_channel_dense: Annotated[

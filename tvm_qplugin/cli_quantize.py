@@ -84,7 +84,9 @@ OldTable = Annotated[
 NewTable = Annotated[
     Path | None, typer.Option(help="Write the calibration table here as well.", show_default=False)
 ]
-IO = Annotated[Literal["float", "int8", "uint8"], typer.Option(help="dtype of the model's inputs, outputs.")]
+IO = Annotated[
+    Literal["float", "int8", "uint8", "int16"], typer.Option(help="dtype of the model's inputs, outputs.")
+]
 Dump = Annotated[Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)]
 
 

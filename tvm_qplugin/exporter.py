@@ -32,10 +32,11 @@ def export_tflite(
     """A QDQ module as a ``.tflite`` file: its bytes, also written to ``path`` if given.
 
     LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute. ``io``: dtype of
-    inputs and outputs, "float", "int8" or "uint8"; None: as the module has them. Images are NHWC in the
-    file, as in all TFLite models, also where the module takes and gives NCHW; ``keep_layout`` keeps the
-    module's layout with TRANSPOSE operators. With ``per_channel_dense=False`` a dense layer whose weight
-    has many scales is refused, as the Edge TPU would. ``signature``: key of the SignatureDef.
+    inputs and outputs, "float", "int8" or "uint8" ("int16" with the scheme int16x8); None: as the module has
+    them. Images are NHWC in the file, as in all TFLite models, also where the module takes and gives NCHW;
+    ``keep_layout`` keeps the module's layout with TRANSPOSE operators. With ``per_channel_dense=False`` a
+    dense layer whose weight has many scales is refused, as the Edge TPU would. ``signature``: key of the
+    SignatureDef.
 
     Raises ModelError for a module that is not quantized, has float operators or operators without a
     TFLite counterpart, RecipeError for a wrong ``io``, TargetError without the extra ``tflite``.

@@ -6,181 +6,34 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper, numpy_helper
-from tvm import IRModule
 
 from tvm_qplugin import demo, frontend
 from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.errors import ModelError, RecipeError
-from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.exporter import export_tflite, exported
 from tvm_qplugin.pipeline import quantize_module
 from tvm_qplugin.simulator import Simulator
 
-Make = Callable[["Net"], str]
+
+def _nets() -> ModuleType:
+    """Beside this file; not importable by name under ``--import-mode=importlib``."""
+    spec = importlib.util.spec_from_file_location("tflite_nets", Path(__file__).with_name("nets.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-class Net:
-    """A small ONNX graph on one image of 1 x 6 x 9 x 8 (NCHW)."""
-
-    def __init__(self, shape: tuple[int, ...] = (1, 6, 9, 8)) -> None:
-        self.shape, self.rng = shape, np.random.default_rng(0)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def normal(self, *shape: int, scale: float = 0.3) -> str:
-        return self.weight((self.rng.normal(size=shape) * scale).astype("float32"))
-
-    def weight(self, array: Any) -> str:
-        self.weights.append(numpy_helper.from_array(np.asarray(array), f"w{len(self.weights)}"))
-        return self.weights[-1].name
-
-    def ints(self, *values: int) -> str:
-        return self.weight(np.asarray(values, "int64"))
-
-    def __call__(self, kind: str, *inputs: str, **attrs: Any) -> str:
-        name = f"t{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], **attrs))
-        return name
-
-    def module(self, output: str, io: str = "float") -> IRModule:
-        def info(name: str, shape: Sequence[int] | None) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-
-        graph = helper.make_graph(
-            self.nodes, "net", [info("x", self.shape)], [info(output, None)], self.weights
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-        calibration = [self.sample(seed) for seed in range(3)]
-        return quantize_module(frontend.load(model), calibration=calibration, io=io)
-
-    def sample(self, seed: int) -> Array:
-        return np.random.default_rng(seed).normal(size=self.shape).astype("float32")
-
-
-def conv(out: int, kernel: int = 3, groups: int = 1, channels: int = 6, **attrs: Any) -> Make:
-    def make(net: Net) -> str:
-        weight = net.normal(out, channels // groups, kernel, kernel)
-        return net("Conv", "x", weight, net.normal(out), group=groups, **attrs)
-
-    return make
-
-
-def then(make: Make, kind: str, *bounds: float) -> Make:
-    return lambda net: net(kind, make(net), *(net.weight(np.float32(bound)) for bound in bounds))
-
-
-def unary(kind: str, **attrs: Any) -> Make:
-    return lambda net: net(kind, conv(5)(net), **attrs)
-
-
-def resize(mode: str, coordinate: str, rounding: str = "round_prefer_ceil") -> Make:
-    def make(net: Net) -> str:
-        sizes = net.ints(1, 6, 14, 17)
-        names = {"mode": mode, "coordinate_transformation_mode": coordinate, "nearest_mode": rounding}
-        return net("Resize", "x", "", "", sizes, **names)
-
-    return make
-
-
-def matrix(net: Net) -> str:
-    return net("Flatten", net("MaxPool", "x", kernel_shape=[3, 2], strides=[3, 2]))
-
-
-def dense(net: Net) -> str:
-    return net("Gemm", matrix(net), net.normal(72, 10), net.normal(10))
-
-
-NETS: dict[str, Make] = {
-    "conv valid": conv(7),
-    "conv same": conv(7, pads=[1, 1, 1, 1]),
-    "conv stride, padded before": conv(7, strides=[2, 2], pads=[1, 1, 1, 1]),
-    "conv dilated": conv(7, dilations=[2, 2], pads=[2, 2, 2, 2]),
-    "conv 1x1": conv(16, 1),
-    "conv grouped": conv(8, groups=2, pads=[1, 1, 1, 1]),
-    "depthwise": conv(6, groups=6, pads=[1, 1, 1, 1]),
-    "depthwise, multiplier 2": conv(12, groups=6),
-    "relu": then(conv(7), "Relu"),
-    "relu6": then(conv(7), "Clip", 0.0, 6.0),
-    "relu -1 to 1": then(conv(7), "Clip", -1.0, 1.0),
-    "clip": then(conv(7), "Clip", -0.5, 0.75),
-    "clip above": then(conv(7), "Clip", -0.25, 1e9),
-    "relu alone": lambda net: net("Relu", net("MaxPool", "x", kernel_shape=[2, 2])),
-    "clip alone": lambda net: net("Clip", "x", net.weight(np.float32(-0.5)), net.weight(np.float32(1))),
-    "clip -1 to 1 alone": lambda net: net(
-        "Clip", net("MaxPool", "x", kernel_shape=[2, 2]), *(net.weight(np.float32(b)) for b in (-1, 1))
-    ),
-    "add": lambda net: net("Add", conv(6, pads=[1] * 4)(net), "x"),
-    "add relu": lambda net: net("Relu", net("Add", conv(6, pads=[1] * 4)(net), "x")),
-    "sub": lambda net: net("Sub", conv(6, pads=[1] * 4)(net), "x"),
-    "mul": lambda net: net("Mul", conv(6, pads=[1] * 4)(net), "x"),
-    "mul broadcast": lambda net: net("Mul", "x", net("GlobalAveragePool", conv(6)(net))),
-    "add constant": lambda net: net(
-        "Add", net("Sub", "x", conv(6, pads=[1] * 4)(net)), net.normal(1, 6, 9, 8)
-    ),
-    "dense": dense,
-    "dense relu softmax": lambda net: net("Softmax", net("Relu", dense(net))),
-    "softmax channels": lambda net: net("Softmax", conv(5)(net), axis=1),
-    "max pool": lambda net: net("MaxPool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
-    "average pool": lambda net: net(
-        "AveragePool", "x", kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]
-    ),
-    "average pool, counted": lambda net: net(
-        "AveragePool", "x", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], count_include_pad=1
-    ),
-    "global average": lambda net: net("GlobalAveragePool", conv(6)(net)),
-    "mean relu": lambda net: net("Relu", net("ReduceMean", "x", net.ints(2, 3), keepdims=0)),
-    "pad": lambda net: net("Pad", conv(6)(net), net.ints(0, 0, 1, 2, 0, 0, 0, 1)),
-    "concat": lambda net: net("Concat", conv(5, pads=[1] * 4)(net), "x", axis=1),
-    "slice": lambda net: net(
-        "Slice", conv(6)(net), net.ints(1, 0), net.ints(7, 6), net.ints(2, 1), net.ints(2, 2)
-    ),
-    "slice backwards": lambda net: net(
-        "Slice", conv(6)(net), net.ints(-1), net.ints(-(2**31)), net.ints(2), net.ints(-1)
-    ),
-    "gather": lambda net: net("Gather", conv(6)(net), net.ints(4, 0, 5), axis=1),
-    "transpose": lambda net: net("Transpose", conv(5)(net), perm=[0, 2, 1, 3]),
-    "reshape": lambda net: net("Reshape", conv(4)(net), net.ints(1, 7, 24)),
-    "resize bilinear": resize("linear", "half_pixel"),
-    "resize corners": resize("linear", "align_corners"),
-    "resize nearest": resize("nearest", "asymmetric", "floor"),
-    "sigmoid": unary("Sigmoid"),
-    "tanh": unary("Tanh"),
-    "exp": unary("Exp"),
-    "gelu": unary("Gelu"),
-    "gelu tanh": unary("Gelu", approximate="tanh"),
-    "hard swish": unary("HardSwish"),
-    "leaky relu": unary("LeakyRelu", alpha=0.1),
-}
-
-
-def differing(litert: Any, module: IRModule, *samples: Sequence[Array], **options: Any) -> dict[str, int]:
-    """Elements by tensor in which LiteRT and the oracle differ; the outputs stand first."""
-    made, oracle = exported(module, **options), Simulator(module)
-    total: dict[str, int] = {}
-    for arrays in samples:
-        results = litert.run(made.data, *map(in_file, arrays, made.nhwc_inputs)).outputs
-        wanted = list(map(in_file, oracle.run(*arrays), made.nhwc_outputs))
-        found = dict(zip([f"output {i}" for i in range(len(wanted))], wanted, strict=True))
-        if made.layers:
-            tensors = oracle.tensors(*arrays)
-            found |= {name: tensors[name] for name in made.layers}
-        for (name, a), b in zip(found.items(), results, strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype)
-            total[name] = total.get(name, 0) + int((a != b).sum())
-    return total
-
-
-def in_file(array: Array, nhwc: bool) -> Array:
-    """An input or output in the layout of the file."""
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if nhwc else array
+nets = _nets()
+Net, NETS, conv, dense, resize, unary = nets.Net, nets.NETS, nets.conv, nets.dense, nets.resize, nets.unary
+differing, in_file = nets.differing, nets.in_file
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -256,7 +109,7 @@ def test_written_whole(litert: Any, tmp_path: Path) -> None:
         (lambda net: net("LayerNormalization", conv(5)(net), net.normal(6)), "computed in float"),
     ],
 )
-def test_refused(make: Make, message: str) -> None:
+def test_refused(make: Any, message: str) -> None:
     net = Net()
     module = net.module(make(net))
     with pytest.raises(ModelError, match=message):
@@ -296,7 +149,7 @@ REAL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW.sp
 def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
     """The command that measures them all, with few samples."""
     script = Path(__file__).parents[2] / "scripts" / "tflite_equality.py"
-    few = ("--samples", "2", "--dev", "20", "--calibration", "5", "--dense-per-tensor", "--json")
+    few = ("--samples", "2", "--dev", "20", "--calibration", "5", "--recipe", "edgetpu", "--json")
     done = subprocess.run([sys.executable, script, name, *few], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     row = json.loads(done.stdout)

@@ -76,6 +76,11 @@ class Recipe:
                 "them, and float for other layers"
             )
 
+    @property
+    def wide(self) -> bool:
+        """Whether activations are int16."""
+        return "int16x8" in (self.scheme, *(rule.scheme for rule in self.rules))
+
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
         chosen = {"scheme": self.scheme, "observer": self.observer, "per_channel": self.per_channel}

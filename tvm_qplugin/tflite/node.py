@@ -43,6 +43,11 @@ class Node:
         return self.grids[self.name]
 
     @property
+    def wide(self) -> bool:
+        """Whether the output is int16."""
+        return self.out.dtype == "int16"
+
+    @property
     def per_channel(self) -> bool:
         """Whether the weight has a scale for every output channel."""
         return self.grids[f"{self.name}_weight"].axis is not None
@@ -91,7 +96,7 @@ class Node:
     def activation(self, lo: int, hi: int, builtin: bool) -> str | None:
         """The activation whose integer bounds these are."""
         for name, bounds in ACTIVATIONS.items():
-            if clamp_bounds(self.grid, *bounds, builtin) == (lo, hi):
+            if clamp_bounds(self.grid, *bounds, builtin or self.wide) == (lo, hi):
                 return name
         return None
 

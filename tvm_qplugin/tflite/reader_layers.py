@@ -126,12 +126,15 @@ def _bias(
         raise graph.error(op, "its bias is not a constant; only layers with stored biases can be read")
     if grid is None or weight is None:
         return ir.const(values.astype("float32"))
-    if values.dtype != "int32":
-        raise graph.error(op, f"its bias is {values.dtype}, expected int32; convert the model again")
+    expected = "int64" if grid.dtype == "int16" else "int32"
+    if values.dtype != expected:
+        raise graph.error(op, f"its bias is {values.dtype}, expected {expected}; convert the model again")
+    if np.abs(values.astype("float64")).max(initial=0) >= 2**31:
+        raise graph.error(op, "its bias does not fit int32; rescale the layer in the model")
     scale = np.broadcast_to(np.float32(grid.scale) * weight.scale, values.shape)
     params = QuantParams.of(scale, 0, "int32", 0)
     name = f"{graph.names[op.outputs[0]]}_bias_dq"
-    return graph.emit(ir.dequantize(ir.const(values), params), name)
+    return graph.emit(ir.dequantize(ir.const(values.astype("int32")), params), name)
 
 
 def pool(graph: Graph, op: TfliteOperator) -> None:

@@ -31,6 +31,26 @@ VERSIONS = {
 }
 """Versions of the operators in int8 that old runtimes, too, accept; all others have version 2."""
 
+VERSIONS16 = {
+    "CONV_2D": 4,
+    "DEPTHWISE_CONV_2D": 5,
+    "EXP": 2,
+    "FULLY_CONNECTED": 7,
+    "GATHER": 4,
+    "LEAKY_RELU": 2,
+    "MAXIMUM": 4,
+    "MINIMUM": 4,
+    "MUL": 4,
+    "QUANTIZE": 2,
+    "RESHAPE": 1,
+    "RESIZE_BILINEAR": 4,
+    "RESIZE_NEAREST_NEIGHBOR": 4,
+    "STRIDED_SLICE": 4,
+    "SUB": 5,
+    "TRANSPOSE": 4,
+}
+"""The same for operators with an int16 tensor; all others have version 3."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -78,7 +98,8 @@ class Writer:
         **fields: Any,
     ) -> None:
         """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries."""
-        key = (code, version or VERSIONS.get(code, 2))
+        wide = any(value.spec.dtype == "int16" for value in (*inputs, *outputs))
+        key = (code, version or (VERSIONS16.get(code, 3) if wide else VERSIONS.get(code, 2)))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
         operator.inputs = [value.index for value in inputs]
