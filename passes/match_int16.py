@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
 from tvm_qplugin.core import lite16, oracle16
-from tvm_qplugin.core.fixed_point import reduced_factors, whole_factors
+from tvm_qplugin.core.fixed_point import reduced_factors
 from tvm_qplugin.core.interpolated import UNIT, softmax_tables
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir, lut
@@ -25,27 +24,33 @@ UNIT_GRID = QuantParams.of(UNIT, 0, "int16")
 
 
 def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    return _layer(site, core, bounds, bias, "qconv2d16", geometry(core))
+    """None where a multiplier is so large that LiteRT's shift is undefined."""
+    layer = weighted(site, core, bias, 0)
+    if layer is None:
+        return None
+    try:
+        rescaling = reduced_factors(_ratio(site, layer))
+    except ValueError:
+        return None
+    params = {**site.finish(bounds), "in_zp": 0, **geometry(core), "wide": _wide(layer)}
+    return layer.plan(
+        site, "qconv2d16", params, (layer.weight.values, layer.bias.astype("int64"), *rescaling)
+    )
 
 
 def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    return _layer(site, core, bounds, bias, "qdense16", {})
-
-
-def _layer(
-    site: Site, core: Call, bounds: Bounds, bias: Array | None, kernel: str, window: Mapping[str, Any]
-) -> Plan | None:
-    """Weight, bias, factor and shift of every output channel; None where LiteRT's shift is undefined."""
-    layer = weighted(site, core, bias, 0 if window else 1)
+    layer = weighted(site, core, bias, 1)
     if layer is None:
         return None
-    ratio = float(layer.source.want.scale) * layer.weight.scale.astype("float64") / float(site.grid.scale)
-    try:
-        rescaling = (reduced_factors if window else whole_factors)(ratio)
-    except ValueError:
-        return None
-    params = {**site.finish(bounds), "in_zp": 0, **window, "wide": _wide(layer)}
-    return layer.plan(site, kernel, params, (layer.weight.values, layer.bias.astype("int64"), *rescaling))
+    params = {**site.finish(bounds), "in_zp": 0, "wide": _wide(layer)}
+    constants = layer.weight.values, layer.bias.astype("int64"), _ratio(site, layer)
+    return layer.plan(site, "qdense16", params, constants)
+
+
+def _ratio(site: Site, layer: Layer) -> Array:
+    """Scale of input times weight by that of the output, in float64."""
+    product = float(layer.source.want.scale) * layer.weight.scale.astype("float64")
+    return np.asarray(product / float(site.grid.scale))
 
 
 def _wide(layer: Layer) -> bool:
@@ -67,7 +72,9 @@ def _add(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | N
     if multipliers["out_multiplier"][1] > 0:  # LiteRT aborts
         return None
     subtract = ir.op_name(core) == "relax.subtract"
-    params = {**site.finish(bounds), **multipliers, "subtract": subtract}
+    a, b = (ir.spec_of(arg).shape for arg in core.args)
+    front = oracle16.vectorized_elements(a, b, subtract)
+    params = {**site.finish(bounds), **multipliers, "subtract": subtract, "vectorized": front}
     return Plan(KINDS[ir.op_name(core)], site.out, "qadd16", params, pair)
 
 

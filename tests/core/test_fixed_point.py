@@ -56,23 +56,18 @@ def test_two_roundings(x: int, real: float) -> None:
 @given(WIDE, REALS)
 def test_one_rounding(x: int, real: float) -> None:
     fixed, exponent = fixed_point.quantize_multiplier(real)
-    reduced = min((fixed + 2**15) >> 16, 32767)
-    for factors, multiply, factor, unit in (
-        (fixed_point.reduced_factors, fixed_point.multiply_reduced, reduced, 15),
-        (fixed_point.whole_factors, fixed_point.multiply_whole, fixed, 31),
-    ):
-        wanted = half_up(Fraction(x * factor) * Fraction(2) ** (exponent - unit))
-        wrapped = (wanted + 2**31) % 2**32 - 2**31
-        assert multiply(np.array([x]), *factors(real)).item() == wrapped
+    factor = min((fixed + 2**15) >> 16, 32767)
+    wanted = half_up(Fraction(x * factor) * Fraction(2) ** (exponent - 15))
+    found = fixed_point.multiply_reduced(np.array([x]), *fixed_point.reduced_factors(real)).item()
+    assert found == (wanted + 2**31) % 2**32 - 2**31
 
 
 def test_factors_keep_their_shape_and_have_a_limit() -> None:
-    for factors in (fixed_point.reduced_factors, fixed_point.whole_factors):
-        factor, shift = factors(np.array([0.5, 127.9, 2.0**-40]))
-        assert factor.dtype == shift.dtype == "int32" and factor.shape == shift.shape == (3,)
-        assert factor[2] == 0
-        with pytest.raises(ValueError, match="LiteRT computes with less than 128"):
-            factors(np.array([0.5, 128.0]))
+    factor, shift = fixed_point.reduced_factors(np.array([0.5, 127.9, 2.0**-40]))
+    assert factor.dtype == shift.dtype == "int32" and factor.shape == shift.shape == (3,)
+    assert factor[2] == 0
+    with pytest.raises(ValueError, match="LiteRT computes with less than 128"):
+        fixed_point.reduced_factors(np.array([0.5, 128.0]))
 
 
 @given(REALS, st.integers(1, 2**16))
@@ -89,6 +84,7 @@ def test_rounding() -> None:
     assert fixed_point.divide_by_power(values, 2).tolist() == [-2, -1, -1, -1, 1, 1, 1, 2]
     assert fixed_point.half_sum(values, 0).tolist() == [-3, -3, -2, -1, 1, 2, 3, 3]
     assert fixed_point.round_away(np.float32([-2.5, -0.5, 0.49, 1.5])).tolist() == [-3, -1, 0, 2]
+    assert fixed_point.round_away(np.float64([0.49999999999999994, 2.0**52 + 1])).tolist() == [0, 2**52 + 1]
     assert fixed_point.high_product(np.array([-32768]), -32768).tolist() == [32767]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tvm_qplugin.core import oracle16
-from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors, whole_factors
+from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors
 from tvm_qplugin.core.interpolated import softmax_tables
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 
@@ -29,13 +28,18 @@ def bounds(seed: int, dtype: str = "int16") -> dict[str, int]:
     return {"out_zp": 0, "lo": 0 if seed % 3 == 0 else low, "hi": high - high // 3 * (seed % 2)}
 
 
-def layer(seed: int, shape: tuple[int, ...], factors: Callable[..., Any]) -> tuple[Array, ...]:
+def layer(seed: int, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Weight, bias and the real multipliers."""
     rng = np.random.default_rng(seed)
     weight = rng.integers(-127, 128, shape).astype("int8")
     bias = rng.integers(-(2**33), 2**33, shape[0]).astype("int64")
     bias[: shape[0] // 2] //= 2**12
     size = 2.0**15 * 127 * float(np.sqrt(np.prod(shape[1:])))
-    return weight, bias, *factors(rng.uniform(2.0**14 / size, 2.0**16 / size, shape[0]))
+    return weight, bias, rng.uniform(2.0**14 / size, 2.0**16 / size, shape[0])
+
+
+def reduced(weight: Array, bias: Array, reals: Array) -> tuple[Array, ...]:
+    return weight, bias, *reduced_factors(reals)
 
 
 @QUICK
@@ -44,7 +48,7 @@ def test_convolution(verify: Verify, codes: Codes, seed: int, c: int, o: int, wi
     rng = np.random.default_rng(seed)
     p = {name: [int(v) for v in rng.integers(1, 3, 2)] for name in ("strides", "dilation")}
     p["padding"] = [int(v) for v in rng.integers(0, 3, 4)]
-    arrays = codes(seed, (1, 9, 8 + seed % 6, c), "int16"), *layer(seed, (o, 3, 2, c), reduced_factors)
+    arrays = codes(seed, (1, 9, 8 + seed % 6, c), "int16"), *reduced(*layer(seed, (o, 3, 2, c)))
     verify("qconv2d16", {**p, "groups": 1, "wide": wide, **bounds(seed)}, *arrays, dtype="int16")
 
 
@@ -52,7 +56,7 @@ def test_convolution(verify: Verify, codes: Codes, seed: int, c: int, o: int, wi
 @given(SEEDS, st.sampled_from([(8, 8, 8), (21, 21, 21), (4, 4, 8), (2, 6, 4)]))
 def test_groups(verify: Verify, codes: Codes, seed: int, sizes: tuple[int, int, int]) -> None:
     groups, c, o = sizes
-    arrays = codes(seed, (1, 9, 11, c), "int16"), *layer(seed, (o, 3, 3, c // groups), reduced_factors)
+    arrays = codes(seed, (1, 9, 11, c), "int16"), *reduced(*layer(seed, (o, 3, 3, c // groups)))
     p = {"strides": [1, 2], "padding": [1, 0, 2, 1], "dilation": [1, 1], "groups": groups, "wide": False}
     verify("qconv2d16", {**p, **bounds(seed)}, *arrays, dtype="int16")
 
@@ -61,7 +65,7 @@ def test_groups(verify: Verify, codes: Codes, seed: int, sizes: tuple[int, int, 
 @given(SEEDS, st.sampled_from([(1, 16, 24), (5, 40, 7), (2, 3, 1)]), st.booleans())
 def test_dense(verify: Verify, codes: Codes, seed: int, sizes: tuple[int, int, int], wide: bool) -> None:
     rows, depth, outputs = sizes
-    arrays = codes(seed, (rows, depth), "int16"), *layer(seed, (outputs, depth), whole_factors)
+    arrays = codes(seed, (rows, depth), "int16"), *layer(seed, (outputs, depth))
     verify("qdense16", {"wide": wide, **bounds(seed)}, *arrays, dtype="int16")
 
 
@@ -70,7 +74,7 @@ def test_sums_beyond_int32(verify: Verify) -> None:
     bias, reals = np.full(8, -(2**35), "int64"), np.geomspace(2.0**-40, 2.0**-22, 8)
     window = {"strides": [1, 1], "padding": [0] * 4, "dilation": [1, 1], "groups": 1, "wide": True}
     verify("qconv2d16", {**window, **bounds(1)}, x, w, bias, *reduced_factors(reals), dtype="int16")
-    dense = x[0, 0], w[:, 0, 0], bias, *whole_factors(reals)
+    dense = x[0, 0], w[:, 0, 0], bias, reals
     verify("qdense16", {"wide": True, **bounds(1)}, *dense, dtype="int16")
 
 
@@ -79,6 +83,7 @@ def test_sums_beyond_int32(verify: Verify) -> None:
 def test_add(verify: Verify, codes: Codes, seed: int, s_a: float, s_b: float, subtract: bool) -> None:
     p = {**bounds(seed), **oracle16.add_multipliers(s_a, s_b, (s_a + s_b) / 1.5), "subtract": subtract}
     other = (1, 5, 7, 24) if seed % 2 else (24,)
+    p["vectorized"] = [0, 840, 832][seed % 3] if seed % 2 else 0
     verify("qadd16", p, codes(seed, (1, 5, 7, 24), "int16"), codes(seed + 1, other, "int16"), dtype="int16")
 
 

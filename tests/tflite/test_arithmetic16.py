@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tvm_qplugin.core import lite16, oracle, oracle16
-from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors, whole_factors
+from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors
 from tvm_qplugin.core.interpolated import UNIT, softmax_tables
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, clamp_bounds
 from tvm_qplugin.passes.lut import UNARY
@@ -51,12 +51,15 @@ def same_padding(extent: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("code", ["ADD", "SUB"])
-def test_add(litert: Any, code: str) -> None:
-    rng = np.random.default_rng(1)
-    for i, (a, b) in enumerate(scales(2, 30, spread=7)):
-        c = np.float32(rng.uniform(0.1, 2) * (a + b))
-        x, y = image(i, (1, 60, 50, 3)), image(99 + i, (1, 60, 50, 3) if i % 2 else (3,))
-        p = {**RANGE, **oracle16.add_multipliers(a, b, c), "subtract": code == "SUB"}
+@pytest.mark.parametrize("other", [(1, 201, 203, 15), (15,), (1, 1, 203, 15)])
+def test_add(litert: Any, code: str, other: tuple[int, ...]) -> None:
+    """One element in 100,000 tells the roundings of vectors from that of scalars."""
+    rng, subtract = np.random.default_rng(1), code == "SUB"
+    for i, (a, b) in enumerate(scales(2, 15, spread=4)):
+        c = np.float32(rng.uniform(0.3, 2) * (a + b))
+        x, y = image(i, (1, 201, 203, 15)), image(99 + i, other)
+        front = oracle16.vectorized_elements(x.shape, y.shape, subtract)
+        p = {**RANGE, **oracle16.add_multipliers(a, b, c), "subtract": subtract, "vectorized": front}
         ends = [tensor(litert, x.shape, a), tensor(litert, y.shape, b)], [tensor(litert, x.shape, c)]
         file = litert.operator(code, *ends, f"{code.title()}Options", 3, potScaleInt16=False)
         equal(litert, file, oracle.ORACLE["qadd16"](p, x, y, "int16"), x, y)
@@ -125,12 +128,32 @@ def test_fully_connected(litert: Any, per_channel: bool, depth: int) -> None:
             layer.weight, x = np.abs(layer.weight), np.maximum(x, np.int16(20_000))
         total = np.abs(x.astype("float64") @ layer.weight.T.astype("float64") + layer.bias).max()
         c = np.float32(total * a * 0.02 / 30_000)
-        expected = oracle16.qdense16(
-            RANGE, x, layer.weight, layer.bias, *whole_factors(layer.reals(a, c)), "int16"
-        )
+        expected = oracle16.qdense16(RANGE, x, layer.weight, layer.bias, layer.reals(a, c), "int16")
         ends = layer.inputs(litert, x.shape, a), [tensor(litert, expected.shape, c)]
         file = litert.operator("FULLY_CONNECTED", *ends, "FullyConnectedOptions", 12 if per_channel else 7)
         equal(litert, file, expected, x)
+
+
+@pytest.mark.parametrize("real", [0.0021, 0.0013, 2.0**-9, 3 * 2.0**-11])
+def test_fully_connected_near_ties(litert: Any, real: float) -> None:
+    """Biases alone, so chosen that a multiplier of 31 bits would round otherwise."""
+    a, s = np.float32(2.0**-14), np.float32(0.01)
+    c = np.float32(float(a) * float(s) / real)
+    exact = float(a) * float(s) / float(c)
+    bias = np.random.default_rng(0).integers(int(-32000 / exact), int(32000 / exact), 2_000_000)
+    bias = bias[np.abs(np.abs(bias * exact) % 1 - 0.5) < 2e-5][:3000]
+    x, weight = np.zeros((1, 1), "int16"), np.ones((len(bias), 1), "int8")
+    reals = np.full(len(bias), exact)
+    expected = oracle16.qdense16(RANGE, x, weight, bias, reals, "int16")
+    inputs = [
+        tensor(litert, x.shape, a),
+        litert.constant(weight, "int8", s),
+        litert.constant(bias, "int64", a * s),
+    ]
+    outputs = [tensor(litert, expected.shape, c)]
+    equal(
+        litert, litert.operator("FULLY_CONNECTED", inputs, outputs, "FullyConnectedOptions", 7), expected, x
+    )
 
 
 @pytest.mark.parametrize("same", [True, False])

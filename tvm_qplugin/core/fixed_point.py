@@ -45,36 +45,16 @@ def multiply_reduced(x: Array, factor: npt.ArrayLike, shift: npt.ArrayLike) -> A
     return wrap((x.astype("int64") * np.asarray(factor, "int64") + (np.int64(1) << (bits - 1))) >> bits)
 
 
-def multiply_whole(x: Array, factor: npt.ArrayLike, shift: npt.ArrayLike) -> Array:
-    """One rounding, half up, by ``whole_factors``; ``x`` within 2 ** 47. FULLY_CONNECTED with int64 biases.
-
-    The product needs up to 78 bits: the lower 16 of ``x`` are multiplied alone.
-    """
-    factors, bits = np.asarray(factor, "int64"), np.asarray(shift, "int64")
-    high, low = x.astype("int64") >> 16, x.astype("int64") & 0xFFFF
-    carried = (low * factors + (np.int64(1) << (bits - 1))) >> 16
-    return wrap((high * factors + carried) >> (bits - 16))
-
-
 def reduced_factors(reals: npt.ArrayLike) -> tuple[Array, Array]:
-    """Factors of 15 bits and shifts for ``multiply_reduced``, int32 of the shape of ``reals``."""
-    fixed, exponent = _multipliers(reals)
-    return np.minimum((fixed + (1 << 15)) >> 16, 2**15 - 1).astype("int32"), (15 - exponent).astype("int32")
+    """Factors of 15 bits and shifts for ``multiply_reduced``, int32 of the shape of ``reals``.
 
-
-def whole_factors(reals: npt.ArrayLike) -> tuple[Array, Array]:
-    """Factors of 31 bits and shifts for ``multiply_whole``, int32 of the shape of ``reals``."""
-    fixed, exponent = _multipliers(reals)
-    return fixed.astype("int32"), (31 - exponent).astype("int32")
-
-
-def _multipliers(reals: npt.ArrayLike) -> tuple[Array, Array]:
-    """ValueError where one is 2 ** 7 or more."""
+    ValueError where one is 2 ** 7 or more.
+    """
     found = np.array([quantize_multiplier(float(real)) for real in np.ravel(reals)], "int64").reshape(-1, 2)
     if (found[:, 1] > LARGEST_EXPONENT).any():
         raise ValueError(f"a multiplier of {np.max(reals)}; LiteRT computes with less than 128")
     fixed, exponent = (column.reshape(np.shape(reals)) for column in found.T)
-    return fixed, exponent
+    return np.minimum((fixed + (1 << 15)) >> 16, 2**15 - 1).astype("int32"), (15 - exponent).astype("int32")
 
 
 def mean_multiplier(multiplier: Multiplier, count: int) -> Multiplier:
@@ -114,4 +94,5 @@ def wrap(value: Array) -> Array:
 
 def round_away(x: Array) -> Array:
     """To the nearest integer, half away from zero, in the precision of ``x`` (``TfLiteRound``)."""
-    return np.asarray(np.copysign(np.floor(np.abs(x) + x.dtype.type(0.5)), x))
+    whole = np.trunc(x)
+    return np.asarray(whole + np.copysign(np.abs(x - whole) >= 0.5, x).astype(x.dtype))

@@ -8,19 +8,20 @@ exponent), see ``fixed_point.py``; ``rescaling`` stands for the arrays factor in
 |---|---|---|
 | requantize16 | q of any integer dtype | multiplier |
 | qconv2d16 | q, weight int8, bias int64, rescaling (``reduced_factors``) | as qconv2d; wide |
-| qdense16 | q, weight int8, bias int64, rescaling (``whole_factors``) | wide |
-| qadd16 | a, b (broadcast) | a_multiplier, b_multiplier, out_multiplier, subtract |
+| qdense16 | q, weight int8, bias int64, multiplier float64 [N] | wide |
+| qadd16 | a, b (broadcast) | a_multiplier, b_multiplier, out_multiplier, subtract, vectorized |
 | qmul16 | a, b (broadcast) | multiplier |
 | qmean16 | q | axes, keepdims, multiplier (1/n included: ``mean_multiplier``) |
 | qsoftmax16 | q, exponentials int16 [513], reciprocals int16 [513] (``softmax_tables``) | axis, multiplier |
 | qresize2d16 | q | size, coordinate; bilinear |
 
-``wide``: sums without bias may leave int32.
+``wide``: sums without bias may leave int32. ``vectorized``: that many elements in front, in the order of
+memory, are rounded as LiteRT's AVX2 code does it (``vectorized_elements``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,8 @@ from tvm_qplugin.core.fixed_point import (
     mean_multiplier,
     multiply,
     multiply_reduced,
-    multiply_whole,
     quantize_multiplier,
+    round_away,
 )
 from tvm_qplugin.core.interpolated import interpolate
 from tvm_qplugin.core.qparams import Array
@@ -58,17 +59,34 @@ def qconv2d16(p: Params, x: Array, w: Array, bias: Array, factor: Array, shift: 
     return _clipped(p, multiply_reduced(acc, factor, shift), dtype)
 
 
-def qdense16(p: Params, x: Array, w: Array, bias: Array, factor: Array, shift: Array, dtype: str) -> Array:
-    """``x @ w.T + bias`` over the last axis of ``x``; a multiplier of 31 bits."""
+def qdense16(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
+    """``x @ w.T + bias`` over the last axis of ``x``, rescaled in float64, half away from zero."""
     acc = (x.astype("float64") @ w.astype("float64").T).astype("int64") + bias
-    return _clipped(p, multiply_whole(acc, factor, shift), dtype)
+    return _clipped(p, round_away(acc.astype("float64") * factor), dtype)
 
 
 def qadd16(p: Params, a: Array, b: Array, dtype: str) -> Array:
     """Sum or difference: both operands on twice the larger scale, with 15 bits more."""
-    left = multiply(a.astype("int64") << ADD_BITS, p["a_multiplier"])
-    right = multiply(b.astype("int64") << ADD_BITS, p["b_multiplier"])
+    front = (
+        np.arange(np.broadcast(a, b).size).reshape(np.broadcast_shapes(a.shape, b.shape)) < p["vectorized"]
+    )
+
+    def term(x: Array, multiplier: Multiplier) -> Array:
+        fixed, exponent = multiplier
+        once = multiply(x.astype("int64"), (fixed, exponent + ADD_BITS))
+        return np.where(front, once, multiply(x.astype("int64") << ADD_BITS, multiplier))
+
+    left, right = term(a, p["a_multiplier"]), term(b, p["b_multiplier"])
     return _clipped(p, multiply(left - right if p["subtract"] else left + right, p["out_multiplier"]), dtype)
+
+
+def vectorized_elements(a: Sequence[int], b: Sequence[int], subtract: bool) -> int:
+    """How many elements of ADD LiteRT's AVX2 code computes: whole vectors of 16, of equal shapes.
+
+    It shifts and scales an operand with one rounding where its scalar code has two: about one result in
+    100,000 differs by 1. SUB and broadcasting are scalar.
+    """
+    return 0 if subtract or tuple(a) != tuple(b) else int(np.prod(a)) // 16 * 16
 
 
 def qmul16(p: Params, a: Array, b: Array, dtype: str) -> Array:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import te
+import numpy as np
+from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.core.oracle16 import ADD_BITS
@@ -25,9 +26,15 @@ def requantize16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.
 def qadd16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """Sum or difference."""
     a, b = inputs
+    size = int(np.prod(out.shape))
 
     def term(x: te.Tensor, i: Sequence[Expr], side: str) -> Expr:
-        return multiply(wide(broadcast(x, i)) << i32(ADD_BITS), p[f"{side}_multiplier"])
+        value, (fixed, exponent) = wide(broadcast(x, i)), p[f"{side}_multiplier"]
+        once = multiply(value, (fixed, exponent + ADD_BITS))
+        twice = multiply(value << i32(ADD_BITS), (fixed, exponent))
+        if p["vectorized"] in (0, size):
+            return once if p["vectorized"] else twice
+        return tirx.Select(_position(i, out) < p["vectorized"], once, twice)
 
     def element(*i: Expr) -> Expr:
         left, right = term(a, i, "a"), term(b, i, "b")
@@ -35,6 +42,14 @@ def qadd16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor
         return clipped(multiply(total, p["out_multiplier"]), p, out.dtype)
 
     return te.compute(out.shape, element, name="qadd")
+
+
+def _position(index: Sequence[Expr], out: TensorSpec) -> Expr:
+    """The number of an element in the order of memory."""
+    position: Expr = i32(0)
+    for at, extent in zip(index, out.shape, strict=True):
+        position = position * extent + at
+    return position
 
 
 def qmul16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:

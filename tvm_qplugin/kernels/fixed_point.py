@@ -42,11 +42,12 @@ def multiply_reduced(x: Expr, factor: Expr, shift: Expr) -> Expr:
     return ((x * factor.astype("int64") + (i64(1) << (bits - i64(1)))) >> bits).astype("int32")
 
 
-def multiply_whole(x: Expr, factor: Expr, shift: Expr) -> Expr:
-    """An int64 sum times a factor of 31 bits, one rounding, in int32."""
-    wide, bits = factor.astype("int64"), shift.astype("int64")
-    low = (x & i64(0xFFFF)) * wide + (i64(1) << (bits - i64(1)))
-    return (((x >> i64(16)) * wide + (low >> i64(16))) >> (bits - i64(16))).astype("int32")
+def round_away(x: Expr) -> Expr:
+    """A float64 to the nearest integer, half away from zero."""
+    half, whole = tirx.const(0.5, "float64"), tirx.trunc(x)
+    part = x - whole
+    up, down = (part >= half).astype("float64"), (part <= -half).astype("float64")
+    return whole + up - down
 
 
 def interpolate(x: Expr, table: te.Tensor) -> Expr:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import te
+from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.kernels.arith import Expr
+from tvm_qplugin.kernels.arith import Expr, clamp
 from tvm_qplugin.kernels.conv import accumulate
-from tvm_qplugin.kernels.fixed_point import clipped, multiply_reduced, multiply_whole
+from tvm_qplugin.kernels.fixed_point import clipped, multiply_reduced, round_away
 from tvm_qplugin.kernels.movement import padded
 
 
@@ -26,8 +26,11 @@ def qconv2d16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Ten
 
 
 def qdense16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """``x @ w.T``, bias, one rounding by a factor of 31 bits, clamp."""
-    x, w, bias, factor, shift = inputs
+    """``x @ w.T``, bias, clamp, rounding in float64.
+
+    The clamp comes first: it keeps the compiler from contracting the product with what follows.
+    """
+    x, w, bias, factor = inputs
     k, dtype = te.reduce_axis((0, int(w.shape[1])), "k"), _accumulator(p)
 
     def product(*i: Expr) -> Expr:
@@ -37,7 +40,9 @@ def qdense16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tens
 
     def element(*i: Expr) -> Expr:
         total = acc(*i).astype("int64") + bias[i[-1]]
-        return clipped(multiply_whole(total, factor[i[-1]], shift[i[-1]]), p, out.dtype)
+        lo, hi = (tirx.const(p[key] - p["out_zp"], "float64") for key in ("lo", "hi"))
+        scaled = clamp(total.astype("float64") * factor[i[-1]], lo, hi)
+        return clipped(round_away(scaled).astype("int32"), p, out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
 
