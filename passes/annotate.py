@@ -15,7 +15,15 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, Spec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle, obstacle16
+from tvm_qplugin.passes.op_kinds import (
+    ELEMENTWISE,
+    KINDS,
+    MOVEMENT,
+    Fusion,
+    divides_by_number,
+    obstacle,
+    obstacle16,
+)
 
 Explain = Callable[[str], str | None]
 
@@ -71,7 +79,8 @@ def check_rules(recipe: Recipe) -> None:
 def group(func: relax.Function, chains: bool = True) -> list[OpAnnotation]:
     """Operators in order of execution, each with the bindings that it covers.
 
-    ``chains``: elementwise operators of one tensor, one behind the other, become one (a table).
+    ``chains``: elementwise operators of one tensor, one behind the other, become one (a table); else a
+    division by a number counts as multiplication.
     """
     return _Grouping(func, chains).operators()
 
@@ -128,6 +137,8 @@ class _Grouping:
             return []
         members = self._slice(var, root)
         kind = _chain_kind([ir.op_name(self.defined[m]) for m in members])
+        if not self.chains and divides_by_number(self.defined[var]):
+            kind = "multiply"
         reason = "" if ir.spec_of(root).dtype == "float32" else "it is not a float32 tensor"
         return [OpAnnotation(kind, var.name, (root.name,), tuple(m.name for m in members), reason=reason)]
 

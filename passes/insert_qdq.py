@@ -16,7 +16,7 @@ from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array, QuantParams, union_range
 from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import bias_of
+from tvm_qplugin.passes.op_kinds import bias_of, divides_by_number
 from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
 
@@ -133,6 +133,8 @@ class _Insertion:
             return self._weighted(var, new, op)
         if op.kind in ("add", "subtract", "multiply") and var.name == op.members[0]:
             dtype = self.params[op.output].dtype
+            if divides_by_number(new):
+                new = relax.op.multiply(new.args[0], ir.const(1 / new.args[1].value.numpy()))
             return _with_args(new, [self._constant_operand(var, arg, dtype) for arg in new.args])
         return new
 

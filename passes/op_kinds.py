@@ -80,6 +80,14 @@ def is_activation(_var: relax.Var, value: relax.Expr) -> bool:
     return ir.op_name(value) in ("relax.nn.relu", "relax.clip")
 
 
+def divides_by_number(value: relax.Expr) -> bool:
+    """``value`` divides a tensor by one constant number."""
+    if ir.op_name(value) != "relax.divide":
+        return False
+    divisor = ir.const_value(value.args[1])
+    return divisor is not None and divisor.size == 1 and bool(divisor.reshape(-1)[0])
+
+
 FUSIBLE: dict[str, tuple[Follows, ...]] = {
     "conv2d": (is_bias, is_activation),
     "dense": (is_bias, is_activation),

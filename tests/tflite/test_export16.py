@@ -31,7 +31,7 @@ def _nets() -> ModuleType:
 
 
 nets = _nets()
-FLOAT = ("gelu", "gelu tanh", "hard swish")
+FLOAT = ("gelu", "gelu tanh")
 """What has no int16 kernel that equals LiteRT's."""
 NETS = {
     **{name: make for name, make in nets.NETS.items() if name not in FLOAT},
@@ -43,6 +43,7 @@ NETS = {
         "Mul", "x", net("Sigmoid", net("Relu", net("GlobalAveragePool", nets.conv(6)(net))))
     ),
     "silu": lambda net: net.times_sigmoid(nets.conv(5)(net)),
+    "divided by a number": lambda net: net("Div", nets.conv(5)(net), net.weight(np.float32(3))),
     "split": lambda net: net("Concat", *reversed(net.split(nets.conv(6)(net), 2)), axis=1),
 }
 
