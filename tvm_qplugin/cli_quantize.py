@@ -50,7 +50,9 @@ Key = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
 Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
-RecipeName = Annotated[str, typer.Option(help="int8, edgetpu, or a JSON file with a recipe of your own.")]
+RecipeName = Annotated[
+    str, typer.Option(help="int8, int16x8, edgetpu, or a JSON file with a recipe of your own.")
+]
 Target = Annotated[str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, ...")]
 Batch = Annotated[int | None, typer.Option(min=1, help="Size of an unknown batch dimension.")]
 Layout = Annotated[Literal["NCHW", "NHWC"], typer.Option(help="How image inputs shall be given.")]

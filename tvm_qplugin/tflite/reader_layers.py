@@ -88,8 +88,13 @@ def _layer(
     name, out = graph.names[op.outputs[0]], op.outputs[0]
     x, grid = graph.real(op.inputs[0]), graph.grid(op.inputs[0])
     weight, params = _weight(graph, op, edit, axis)
+    biased = len(op.inputs) > 2 and op.inputs[2] >= 0
+    if grid is not None and grid.dtype == "int16" and op.name == "FULLY_CONNECTED" and not biased:
+        raise graph.error(
+            op, "it has no bias, and LiteRT rounds such int16 layers otherwise; add one of zeros"
+        )
     expr: relax.Expr = apply(x, weight)
-    if len(op.inputs) > 2 and op.inputs[2] >= 0:
+    if biased:
         bias = _bias(graph, op, grid, params)
         expr = relax.op.add(graph.emit(expr, f"{name}_product"), bias)
     graph.define(out, graph.activate(expr, op.options["fused_activation_function"], f"{name}_sum"))
