@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -22,3 +23,14 @@ def litert() -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def random_graph() -> Any:
+    """The generator of ``tests/random_graphs``."""
+    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("random_graphs_for_export", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_graph

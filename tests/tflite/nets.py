@@ -11,8 +11,9 @@ from onnx import helper, numpy_helper
 from tvm import IRModule
 
 from tvm_qplugin import frontend
+from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.exporter import exported
+from tvm_qplugin.exporter import export_tflite, exported
 from tvm_qplugin.pipeline import quantize_module
 from tvm_qplugin.simulator import Simulator
 
@@ -184,3 +185,24 @@ def differing(litert: Any, module: IRModule, *samples: Sequence[Array], **option
 def in_file(array: Array, nhwc: bool) -> Array:
     """An input or output in the layout of the file."""
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if nhwc else array
+
+
+def compare_random(
+    litert: Any, random_graph: Any, seeds: Sequence[int], steps: int | None, recipe: str = "int8"
+) -> int:
+    """How many of the graphs could be exported; all of them give the oracle's integers."""
+    count = 0
+    for seed in seeds:
+        model, graph = random_graph(seed, steps)
+        values = np.random.default_rng(7)
+        samples = [
+            [values.normal(size=shape).astype("float32") for shape in graph.inputs.values()] for _ in range(4)
+        ]
+        module = quantize_module(frontend.load(model), recipe=recipe, calibration=samples[:3])
+        try:
+            export_tflite(module)
+        except ModelError:
+            continue
+        count += 1
+        assert set(differing(litert, module, *samples[2:]).values()) == {0}, seed
+    return count

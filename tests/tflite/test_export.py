@@ -6,7 +6,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,41 +157,11 @@ def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
     assert row["converter_bytes"] is None or row["bytes"] <= row["converter_bytes"]
 
 
-@pytest.fixture(scope="session")
-def random_graph() -> Any:
-    """The generator of ``tests/random_graphs``."""
-    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("random_graphs_for_export", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.random_graph
-
-
-def compare_random(litert: Any, random_graph: Any, seeds: Sequence[int], steps: int | None) -> int:
-    """How many of the graphs could be exported; all of them give the oracle's integers."""
-    count = 0
-    for seed in seeds:
-        model, graph = random_graph(seed, steps)
-        values = np.random.default_rng(7)
-        samples = [
-            [values.normal(size=shape).astype("float32") for shape in graph.inputs.values()] for _ in range(4)
-        ]
-        module = quantize_module(frontend.load(model), calibration=samples[:3])
-        try:
-            export_tflite(module)
-        except ModelError:
-            continue
-        count += 1
-        assert set(differing(litert, module, *samples[2:]).values()) == {0}, seed
-    return count
-
-
 def test_random_graphs(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(40), 2) >= 20
+    assert nets.compare_random(litert, random_graph, range(40), 2) >= 20
 
 
 @pytest.mark.slow
 def test_random_graphs_at_length(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(40, 700), 2) >= 400
-    assert compare_random(litert, random_graph, range(300), None) >= 20
+    assert nets.compare_random(litert, random_graph, range(40, 700), 2) >= 400
+    assert nets.compare_random(litert, random_graph, range(300), None) >= 20

@@ -143,3 +143,12 @@ def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
     row = json.loads(done.stdout)
     assert row["samples"] == 2 and row["compared"] > 0 and row["layers"] > 9
     assert (row["differs_from_oracle"], row["differs_from_so"], row["layers_that_differ"]) == (0, 0, [])
+
+
+def test_random_graphs(litert: Any, random_graph: Any) -> None:
+    assert nets.compare_random(litert, random_graph, range(24), 2, "int16x8") >= 12
+
+
+@pytest.mark.slow
+def test_random_graphs_at_length(litert: Any, random_graph: Any) -> None:
+    assert nets.compare_random(litert, random_graph, range(24, 400), 2, "int16x8") >= 180
