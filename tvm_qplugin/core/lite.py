@@ -11,8 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from tvm_qplugin.core.fixed_point import (
+    Multiplier,
     divide_by_power,
     high_product,
+    multiply,
     quantize_multiplier,
     round_away,
     saturate,
@@ -44,9 +46,9 @@ def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
     positive = rescale_multiplier(source.scale, target.scale)
     negative = rescale_multiplier(abs(slope), 1.0)
     if positive is None or negative is None or slope <= -LARGEST_SLOPE:
-        ratio = _ratio(source, target)
-        upper = _rescale31(distance, ratio, away=True)
-        lower = _rescale31(distance, ratio * float(np.float32(alpha)), away=True)
+        upper = multiply(distance, _ratio32(source, target))
+        slope = np.float32(source.scale) * np.float32(alpha) / np.float32(target.scale)
+        lower = multiply(distance, quantize_multiplier(float(slope)))
     else:
         upper = rescale(distance, positive)
         lower = rescale(distance, negative if slope > 0 else -negative)
@@ -54,8 +56,8 @@ def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
 
 
 def clipped(low: float | None, high: float | None, source: QuantParams, target: QuantParams) -> Array:
-    """RELU and RELU6 between grids: rescaled with 31 bits, then clamped to the bounds' codes."""
-    codes = _codes(_rescale31(_distances(source), _ratio(source, target)), target)
+    """RELU and RELU6 between grids: rescaled by a float32 ratio, then clamped to the bounds' codes."""
+    codes = _codes(multiply(_distances(source), _ratio32(source, target)), target)
     lo, hi = clamp_bounds(target, low, high, builtin=True)
     return np.clip(codes, lo, hi).astype(target.dtype)
 
@@ -81,12 +83,17 @@ def _ratio(source: QuantParams, target: QuantParams) -> float:
     return float(source.scale) / float(target.scale)
 
 
-def _rescale31(distance: Array, real: float, away: bool = False) -> Array:
-    """``distance * real`` by a multiplier of 31 bits, rounded after the product and after the shift."""
+def _ratio32(source: QuantParams, target: QuantParams) -> Multiplier:
+    """In float32, as the activations compute it; QUANTIZE has float64."""
+    return quantize_multiplier(float(np.float32(source.scale) / np.float32(target.scale)))
+
+
+def _rescale31(distance: Array, real: float) -> Array:
+    """``distance * real`` by a multiplier of 31 bits, half up after the product and after the shift."""
     fixed, exponent = quantize_multiplier(real)
     product = ((distance << max(exponent, 0)) * fixed + (1 << 30)) >> 31
     shift = max(-exponent, 0)
-    return divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
+    return (product + ((1 << shift) >> 1)) >> shift
 
 
 def _multiplier16(real: float) -> tuple[int, int]:
