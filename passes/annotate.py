@@ -13,9 +13,17 @@ from tvm.ir.transform import PassContext
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe
-from tvm_qplugin.core.spec import ACTIVATION, FIXED, WEIGHT, Annotation, OpAnnotation, Spec
+from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, Spec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import ELEMENTWISE, KINDS, MOVEMENT, Fusion, obstacle
+from tvm_qplugin.passes.op_kinds import (
+    ELEMENTWISE,
+    KINDS,
+    MOVEMENT,
+    Fusion,
+    divides_by_number,
+    obstacle,
+    obstacle16,
+)
 
 Explain = Callable[[str], str | None]
 _CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
@@ -39,7 +47,7 @@ class Annotate:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        operators = {op.output: self._decide(op) for op in group(func)}
+        operators = {op.output: self._decide(op) for op in group(func, not self.recipe.wide)}
         annotation = _tensors(func, _settle(func, operators), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
@@ -48,6 +56,8 @@ class Annotate:
         reason = op.reason
         if not reason and choice.scheme == "float":
             reason = "the recipe keeps it in float"
+        if not reason and choice.scheme == "int16x8":
+            reason = obstacle16(op.kind)
         if not reason and self.explain is not None:
             reason = self.explain(op.kind) or ""
         weight = None
@@ -67,15 +77,20 @@ def check_rules(recipe: Recipe) -> None:
             )
 
 
-def group(func: relax.Function) -> list[OpAnnotation]:
-    """Operators in order of execution, each with the bindings that it covers."""
-    return _Grouping(func).operators()
+def group(func: relax.Function, chains: bool = True) -> list[OpAnnotation]:
+    """Operators in order of execution, each with the bindings that it covers.
+
+    ``chains``: elementwise operators of one tensor, one behind the other, become one (a table); else a
+    division by a number counts as multiplication.
+    """
+    return _Grouping(func, chains).operators()
 
 
 class _Grouping:
     """Finds what one kernel can compute: conv + bias + activation, or a unary elementwise chain."""
 
-    def __init__(self, func: relax.Function) -> None:
+    def __init__(self, func: relax.Function, chains: bool) -> None:
+        self.chains = chains
         self.fusion = Fusion.of(func)
         self.defined, self.users, self.results = self.fusion.defined, self.fusion.users, self.fusion.results
         self.absorbed: set[relax.Var] = set()
@@ -105,7 +120,7 @@ class _Grouping:
         """Whether the binding is elementwise in a single tensor; its root is noted."""
         if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
             return False
-        roots = {self.root.get(used, used) for used in ir.variables(value)}
+        roots = {self._root_of(used) for used in ir.variables(value)}
         if len(roots) != 1:
             return False
         root = roots.pop()
@@ -123,12 +138,17 @@ class _Grouping:
             return []
         members = self._slice(var, root)
         kind = _chain_kind([ir.op_name(self.defined[m]) for m in members])
+        if not self.chains and divides_by_number(self.defined[var]):
+            kind = "multiply"
         reason = "" if ir.spec_of(root).dtype == "float32" else "it is not a float32 tensor"
         return [OpAnnotation(kind, var.name, (root.name,), tuple(m.name for m in members), reason=reason)]
 
+    def _root_of(self, var: relax.Var) -> relax.Var:
+        return self.root.get(var, var) if self.chains else var
+
     def _continues(self, user: relax.Var, root: relax.Var) -> bool:
         value = self.defined[user]
-        if ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
+        if not self.chains or ir.op_name(value) not in ELEMENTWISE or not _only_scalars(value):
             return False
         return {self.root.get(used, used) for used in ir.variables(value)} == {root}
 
@@ -204,13 +224,14 @@ def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe
     tensors: dict[str, Spec] = {}
     floats = {v.name for v in [*func.params, *ir.definitions(func)] if _is_float(v)}
     for op in operators.values():
-        if not op.integer:
+        choice = recipe.choose(op.kind, op.output)
+        if not op.integer or choice.scheme not in SCHEMES:
             continue
-        observer = recipe.choose(op.kind, op.output).observer
+        activation, outputs = SCHEMES[choice.scheme]
         for name in (*op.inputs, op.output):
             if name in floats:
-                tensors.setdefault(name, replace(ACTIVATION, observer=observer))
-        fixed = FIXED.get(op.kind)
+                tensors.setdefault(name, replace(activation, observer=choice.observer))
+        fixed = outputs.get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed
     return Annotation(operators, tensors)

@@ -14,9 +14,9 @@ from tvm.ir.transform import PassContext
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array, QuantParams, union_range
-from tvm_qplugin.core.spec import ACTIVATION, Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec
+from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import bias_of
+from tvm_qplugin.passes.op_kinds import bias_of, divides_by_number
 from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
 
@@ -132,7 +132,10 @@ class _Insertion:
         if op.weight is not None:
             return self._weighted(var, new, op)
         if op.kind in ("add", "subtract", "multiply") and var.name == op.members[0]:
-            return _with_args(new, [self._constant_operand(var, arg) for arg in new.args])
+            dtype = self.params[op.output].dtype
+            if divides_by_number(new):
+                new = relax.op.multiply(new.args[0], ir.const(1 / new.args[1].value.numpy()))
+            return _with_args(new, [self._constant_operand(var, arg, dtype) for arg in new.args])
         return new
 
     def _weighted(self, var: relax.Var, new: Call, op: OpAnnotation) -> Call:
@@ -156,11 +159,11 @@ class _Insertion:
             return None
         return bias_of(values[op.members[0]][0], values[op.members[1]][1])
 
-    def _constant_operand(self, var: relax.Var, arg: relax.Expr) -> relax.Expr:
+    def _constant_operand(self, var: relax.Var, arg: relax.Expr, dtype: str) -> relax.Expr:
         array = ir.const_value(arg)
         if array is None:
             return arg
-        params = ACTIVATION.params(array.min(), array.max())
+        params = QuantSpec(dtype, symmetric=dtype == "int16").params(array.min(), array.max())
         return self._constant(f"{var.name}_operand", params.quantize(array), params)
 
     def _constant(self, name: str, value: relax.Expr, params: QuantParams) -> relax.Expr:

@@ -24,6 +24,7 @@ from tvm_qplugin.passes.plan import (
     REASONS,
     Plan,
     Source,
+    activation_params,
     full_range,
     requantize_plan,
     shift_array,
@@ -113,8 +114,8 @@ class _Lowering:
 
     def _quantize(self, call: Call) -> Plan | None:
         """A float tensor enters an island; a transposition before it is done on the way."""
-        params = ir.qparams_of(call)
-        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+        params = activation_params(call)
+        if params is None:
             return None
         grid, source, axes = stored(params, self.storage), call.args[0], None
         if not isinstance(source, relax.Var):
@@ -128,8 +129,8 @@ class _Lowering:
 
     def _dequantize(self, var: relax.Var, call: Call, axes: list[int] | None) -> Plan | None:
         """An integer tensor leaves an island; constants are simply folded."""
-        params = ir.qparams_of(call)
-        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
+        params = activation_params(call)
+        if params is None:
             return None
         if ir.const_value(call.args[0]) is not None:
             return None

@@ -2,77 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
-from tvm_qplugin.core.attrs import TensorSpec
-from tvm_qplugin.core.qparams import Array, QuantParams, add_params, channel_scale, clamp_bounds, multiplier
-from tvm_qplugin.passes import ir, lut
+from tvm_qplugin.core.qparams import Array, add_params, clamp_bounds, multiplier
+from tvm_qplugin.passes import ir, lut, match_int16
 from tvm_qplugin.passes.match_movement import match_movement
 from tvm_qplugin.passes.match_prelu import match_prelu
 from tvm_qplugin.passes.match_window import (
-    ints,
     match_mean,
     match_pool,
     match_resize,
     match_softmax,
-    padding4,
 )
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
-from tvm_qplugin.passes.plan import Plan, Source, requantize_plan, shift_array, stored
-
-Definitions = Mapping[relax.Var, relax.Expr]
-Bounds = tuple[float | None, float | None]
-
-
-@dataclass(frozen=True)
-class Site:
-    """A quantized output: the float value behind it, its grid, and where to look things up."""
-
-    var: relax.Var
-    grid: QuantParams
-    defined: Definitions
-    storage: str
-
-    @property
-    def out(self) -> TensorSpec:
-        """Shape and storage dtype of the result."""
-        return TensorSpec(ir.spec_of(self.var).shape, self.grid.dtype)
-
-    def source(self, expr: relax.Expr) -> Source | None:
-        """The quantized operand behind a dequantized expression, on its own grid."""
-        value = self.defined.get(expr) if isinstance(expr, relax.Var) else None
-        if value is None or ir.op_name(value) != "relax.dequantize":
-            return None
-        params = ir.qparams_of(value)
-        if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
-            return None
-        return Source(value.args[0], params, stored(params, self.storage))
-
-    def finish(self, bounds: Bounds, builtin: bool = False) -> dict[str, int]:
-        """Zero point and clamp of the output with its activation; ``builtin`` as in ``clamp_bounds``."""
-        lo, hi = clamp_bounds(self.grid, *bounds, builtin)
-        return {"out_zp": int(self.grid.zero_point), "lo": lo, "hi": hi}
+from tvm_qplugin.passes.plan import Plan, Source, activation_params, requantize_plan, shift_array, stored
+from tvm_qplugin.passes.site import Bounds, Definitions, Layer, Site, geometry, weighted
 
 
 def match(call: Call, defined: Definitions, storage: str) -> Plan | None:
     """The plan for one ``R.quantize``, or None where its input has to be computed in float."""
-    params = ir.qparams_of(call)
-    if params is None or params.axis is not None or params.dtype not in ("int8", "uint8"):
-        return None
-    if not isinstance(call.args[0], relax.Var):
+    params = activation_params(call)
+    if params is None or not isinstance(call.args[0], relax.Var):
         return None
     site = Site(call.args[0], stored(params, storage), defined, storage)
     return _requantize(site) or match_movement(site) or _operator(site) or _table(site)
 
 
 def _requantize(site: Site) -> Plan | None:
-    source = site.source(site.var)
+    source = site.source(site.var, any_width=True)
     if source is None:
         return None
     if source.want.same(site.grid):
@@ -92,7 +55,7 @@ def _operator(site: Site) -> Plan | None:
     biased = _bias(site, value)
     core, bias = biased if biased else (value, None)
     kind = KINDS.get(ir.op_name(core), "")
-    handler = _HANDLERS.get(kind)
+    handler = (match_int16.HANDLERS if site.wide else _HANDLERS).get(kind)
     if handler is None or obstacle(kind, _unquantized(core, site)):
         return None
     return handler(site, core, bounds, bias)
@@ -166,69 +129,30 @@ def _constant(expr: relax.Expr, site: Site) -> Array | None:
     return (q.astype("float64") - zero_point) * scale.astype("float64")
 
 
-@dataclass(frozen=True)
-class _Weight:
-    values: Array  # int8, output channels first
-    scale: Array  # float32 [O]
-    grid: QuantParams
-
-
-def _weight(site: Site, expr: relax.Expr, axis: int) -> _Weight | None:
-    """An int8 weight with zero point 0; ``axis`` is that of the output channels."""
-    value: Any = site.defined.get(expr) if isinstance(expr, relax.Var) else None
-    if value is None or ir.op_name(value) != "relax.dequantize":
+def _constants(site: Site, layer: Layer) -> tuple[Array, ...] | None:
+    """Weight, bias and multiplier; None where the bias does not fit int32."""
+    if np.abs(layer.bias).max(initial=0) > 2**31 - 1:
         return None
-    q, params = ir.const_value(value.args[0]), ir.qparams_of(value)
-    if q is None or params is None or params.axis not in (None, axis) or q.itemsize != 1:
-        return None
-    centred = q.astype("int32") - params._along(q.ndim)[1]
-    if centred.min() < -128 or centred.max() > 127:
-        return None
-    grid = QuantParams.of(params.scale, 0, "int8", None if params.axis is None else 0)
-    return _Weight(np.moveaxis(centred, axis, 0).astype("int8"), channel_scale(params, q.shape[axis]), grid)
-
-
-def _weighted(
-    site: Site, core: Call, bounds: Bounds, bias: Array | None, axis: int
-) -> tuple[Source, tuple[Array, ...], dict[str, Any], QuantParams] | None:
-    """What conv and dense share: operand, (weight, bias, multiplier), output parameters, weight's grid."""
-    source, weight = site.source(core.args[0]), _weight(site, core.args[1], axis)
-    if source is None or weight is None:
-        return None
-    unit = np.float32(source.want.scale) * weight.scale
-    real = np.zeros(weight.scale.shape) if bias is None else bias
-    integers = np.rint(real / unit.astype("float64"))
-    if np.abs(integers).max(initial=0) > 2**31 - 1:
-        return None
-    factor = multiplier(source.want.scale, weight.scale, site.grid.scale)
-    params: dict[str, Any] = {**site.finish(bounds), "in_zp": int(source.want.zero_point)}
-    return source, (weight.values, integers.astype("int32"), factor), params, weight.grid
+    factor = multiplier(layer.source.want.scale, layer.weight.scale, site.grid.scale)
+    return layer.weight.values, layer.bias.astype("int32"), factor
 
 
 def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    parts = _weighted(site, core, bounds, bias, 0)
-    if parts is None:
+    layer = weighted(site, core, bias, 0)
+    constants = _constants(site, layer) if layer else None
+    if layer is None or constants is None:
         return None
-    source, constants, params, grid = parts
-    attrs = core.attrs
-    geometry = {
-        "strides": ints(attrs.strides),
-        "padding": padding4(ints(attrs.padding)),
-        "dilation": ints(attrs.dilation),
-        "groups": int(attrs.groups),
-    }
-    macs = site.out.size * constants[0][0].size
-    params |= geometry
-    return Plan("conv2d", site.out, "qconv2d", params, (source,), (), constants, macs=macs, weight=grid)
+    params = {**site.finish(bounds), "in_zp": int(layer.source.want.zero_point), **geometry(core)}
+    return layer.plan(site, "qconv2d", params, constants)
 
 
 def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    parts = _weighted(site, core, bounds, bias, 1)
-    if parts is None:
+    layer = weighted(site, core, bias, 1)
+    constants = _constants(site, layer) if layer else None
+    if layer is None or constants is None:
         return None
-    source, constants, params, grid = parts
-    macs = site.out.size * constants[0].shape[1]
-    return Plan("dense", site.out, "qdense", params, (source,), (), constants, macs=macs, weight=grid)
+    params = {**site.finish(bounds), "in_zp": int(layer.source.want.zero_point)}
+    return layer.plan(site, "qdense", params, constants)
 
 
 def _add(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
@@ -278,7 +202,10 @@ def _table(site: Site) -> Plan | None:
     source = site.source(leaf) if leaf is not None else None
     if leaf is None or source is None:
         return None
-    values = lut.table(site.var, leaf, site.defined, (source.want, site.grid))
+    make = match_int16.table if site.wide else lut.table
+    values = make(site.var, leaf, site.defined, (source.want, site.grid))
+    if values is None:
+        return None
     function = lut.describe(site.var, leaf, site.defined)
     kind = ir.op_name(site.defined[site.var]).removeprefix("relax.")
     constants = (shift_array(values, site.grid.dtype),)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 from tvm.ir import Call
@@ -11,9 +11,7 @@ from tvm.ir import Call
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import KINDS, MOVEMENT, obstacle
 from tvm_qplugin.passes.plan import Plan, Source
-
-if TYPE_CHECKING:
-    from tvm_qplugin.passes.match_integer import Site
+from tvm_qplugin.passes.site import Site
 
 Rebuild = Callable[[list[relax.Expr]], relax.Expr]
 

@@ -13,7 +13,7 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.plan import Plan
 
 if TYPE_CHECKING:
-    from tvm_qplugin.passes.match_integer import Bounds, Site
+    from tvm_qplugin.passes.site import Bounds, Site
 
 
 def match_prelu(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm.ir import Call
@@ -11,9 +11,7 @@ from tvm.ir import Call
 from tvm_qplugin.core.qparams import Array, mean_factor
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.plan import Plan, Source, full_range
-
-if TYPE_CHECKING:
-    from tvm_qplugin.passes.match_integer import Bounds, Site
+from tvm_qplugin.passes.site import Bounds, Site, ints, padding4
 
 
 def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
@@ -116,13 +114,3 @@ def resize_geometry(core: Call) -> dict[str, Any]:
         "coordinate": str(attrs.coordinate_transformation_mode),
         "rounding": rounding.get(attrs.rounding_method, str(attrs.rounding_method)),
     }
-
-
-def ints(values: object) -> list[int]:
-    """A TVM array as Python integers."""
-    return [int(v) for v in values]  # type: ignore[attr-defined]
-
-
-def padding4(padding: list[int]) -> list[int]:
-    """Padding as top, left, bottom, right."""
-    return padding * 4 if len(padding) == 1 else padding * 2 if len(padding) == 2 else padding

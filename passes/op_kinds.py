@@ -53,6 +53,9 @@ ELEMENTWISE = frozenset(
 )
 """Operators that a table of 256 entries can stand for when they read one tensor and scalars."""
 
+FUNCTIONS16 = frozenset({"sigmoid", "tanh", "exp", "nn.leakyrelu"})
+"""Those of them that are computed in int16 as LiteRT does it."""
+
 Follows = Callable[[relax.Var, relax.Expr], bool]
 
 
@@ -76,6 +79,14 @@ def bias_of(var: relax.Var, value: relax.Expr) -> Array | None:
 def is_activation(_var: relax.Var, value: relax.Expr) -> bool:
     """``value`` clamps its input: relu, relu6, any clip."""
     return ir.op_name(value) in ("relax.nn.relu", "relax.clip")
+
+
+def divides_by_number(value: relax.Expr) -> bool:
+    """``value`` divides a tensor by one constant number."""
+    if ir.op_name(value) != "relax.divide":
+        return False
+    divisor = ir.const_value(value.args[1])
+    return divisor is not None and divisor.size == 1 and bool(divisor.reshape(-1)[0])
 
 
 FUSIBLE: dict[str, tuple[Follows, ...]] = {
@@ -120,6 +131,12 @@ def obstacle(kind: str, value: relax.Expr) -> str:
     if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
         return "it is not computed in float32"
     return check(value) if check else ""
+
+
+def obstacle16(kind: str) -> str:
+    """Why int16x8 has no kernel for a kind that int8 has one for; empty if it has."""
+    known = kind in {*KINDS.values(), "split_item", "clamp", *FUNCTIONS16} - {"prelu"}
+    return "" if known else f"{kind} has no int16 kernel"
 
 
 def _constant_weight(value: relax.Expr) -> str:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tvm import relax
+from tvm.ir import Call
 
 from tvm_qplugin.core import lite
 from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.fixed_point import quantize_multiplier
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams, rescale_multiplier
+from tvm_qplugin.passes import ir
 
 REASONS = "qplugin.reasons"
 """Function attribute of a QDQ module: why a tensor is computed in float, a JSON object by name."""
@@ -64,12 +67,29 @@ class Plan:
         return sum(array.nbytes for array in self.constants if array.dtype == "int8" and array.ndim > 1)
 
 
+def activation_params(call: Call) -> QuantParams | None:
+    """The grid of a ``relax.quantize`` or ``relax.dequantize``, if activations on it have kernels."""
+    params = ir.qparams_of(call)
+    if params is None or params.axis is not None or params.dtype not in ("int8", "uint8", "int16"):
+        return None
+    return None if params.dtype == "int16" and int(params.zero_point) else params
+
+
 def requantize_plan(source: Source, shape: tuple[int, ...]) -> Plan:
     """The conversion of a tensor from ``source.have`` to the grid ``source.want``, both in storage dtypes.
 
-    A table where the ratio of the scales is beyond what XNNPACK converts by.
+    Fixed point where one of them is int16, else as XNNPACK: a table where the ratio of the scales is
+    beyond what that converts by.
     """
     out = TensorSpec(shape, source.want.dtype)
+    if "int16" in (source.have.dtype, source.want.dtype):
+        ratio = quantize_multiplier(float(source.have.scale) / float(source.want.scale))
+        params16 = {
+            **full_range(source.want),
+            "in_zp": int(source.have.zero_point),
+            "multiplier": ratio,
+        }
+        return Plan("requantize", out, "requantize16", params16, (source,))
     multiplier = rescale_multiplier(source.have.scale, source.want.scale)
     if multiplier is None:
         table = lite.requantized(source.have, source.want)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -13,10 +14,10 @@ from tvm.ir.transform import PassContext
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.plan import stored
+from tvm_qplugin.passes.plan import activation_params, stored
 
 IO_PARAMS = "qplugin.io_params"
-MODES = ("float", "int8", "uint8")
+MODES = ("float", "int8", "uint8", "int16")
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeIO")
@@ -24,9 +25,10 @@ MODES = ("float", "int8", "uint8")
 class QuantizeIO:
     """Integer model inputs and outputs.
 
-    In: a QDQ module with float inputs and outputs. Out: with ``mode`` int8 or uint8 every input that
+    In: a QDQ module with float inputs and outputs. Out: with ``mode`` int8, uint8 or int16 every input that
     is only quantized (possibly after a transposition) and every output that is only dequantized has that
     dtype; their parameters stand in the attribute ``qplugin.io_params``. ``mode="float"`` changes nothing.
+    RecipeError where the module's integers are of another width than ``mode``.
     """
 
     mode: str = "float"
@@ -42,6 +44,7 @@ class QuantizeIO:
             return mod
         func = ir.main_function(mod)
         inputs = {param: params for param in func.params if (params := _input_params(func, param))}
+        self._check([*inputs.values(), *_output_grids(func)])
         typed = [self._typed(param) if param in inputs else param for param in func.params]
         env: dict[relax.Var, relax.Expr] = dict(zip(func.params, typed, strict=True))
         with ir.Emitter(mod, typed) as out:
@@ -54,6 +57,15 @@ class QuantizeIO:
             }
             described = _with_known(described, func)
             return out.finish(outputs, ir.returns_tuple(func), **{IO_PARAMS: json.dumps(described)})
+
+    def _check(self, grids: Sequence[QuantParams | None]) -> None:
+        found = {grid.dtype for grid in grids if grid is not None}
+        if any(stored(QuantParams.of(1.0, 0, dtype), self.mode).dtype != self.mode for dtype in found):
+            other = "int16" if "int16" in found else "int8"
+            raise RecipeError(
+                f"io={self.mode!r} was asked for, but the model computes in {' and '.join(sorted(found))}: "
+                f"use io='float' or io={other!r}"
+            )
 
     def _typed(self, param: relax.Var) -> relax.Var:
         return relax.Var(param.name, relax.TensorType(ir.spec_of(param).shape, self.mode))
@@ -82,15 +94,13 @@ class QuantizeIO:
     def _outputs(
         self, func: relax.Function, env: dict[relax.Var, relax.Expr], out: ir.Emitter
     ) -> tuple[list[relax.Expr], list[QuantParams | None]]:
-        defined, outputs, grids = ir.definitions(func), [], []
-        for var in ir.output_vars(func):
-            found = _output_params(defined, var)
+        outputs, grids = [], _output_grids(func)
+        for var, found in zip(ir.output_vars(func), grids, strict=True):
             expr = env.get(var, var)
             if found is not None:
                 grid = stored(found, self.mode)
                 expr = out.emit(ir.quantize(expr, grid), f"{var.name}_out")
             outputs.append(expr)
-            grids.append(found)
         return outputs, grids
 
 
@@ -107,8 +117,12 @@ def _input_params(func: relax.Function, param: relax.Var) -> QuantParams | None:
         or ir.op_name(defined[readers[0]]) != "relax.quantize"
     ):
         return None
-    params = ir.qparams_of(defined[readers[0]])
-    return params if params is not None and params.dtype in ("int8", "uint8") else None
+    return activation_params(defined[readers[0]])
+
+
+def _output_grids(func: relax.Function) -> list[QuantParams | None]:
+    defined = ir.definitions(func)
+    return [_output_params(defined, var) for var in ir.output_vars(func)]
 
 
 def _output_params(defined: dict[relax.Var, relax.Expr], var: relax.Var) -> QuantParams | None:
@@ -117,8 +131,7 @@ def _output_params(defined: dict[relax.Var, relax.Expr], var: relax.Var) -> Quan
         value = defined.get(value.args[0])
     if value is None or ir.op_name(value) != "relax.dequantize":
         return None
-    params = ir.qparams_of(value)
-    return params if params is not None and params.dtype in ("int8", "uint8") else None
+    return activation_params(value)
 
 
 def _json(params: QuantParams | None, mode: str) -> dict[str, object] | None:

@@ -11,7 +11,7 @@ from tvm.ir import IRModule
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import KINDS, MOVEMENT, obstacle
-from tvm_qplugin.passes.plan import REASONS
+from tvm_qplugin.passes.plan import REASONS, activation_params
 
 
 def spread_qdq(mod: IRModule) -> IRModule:
@@ -49,9 +49,7 @@ class _Spreading:
     def _grid(self, var: relax.Var, value: Any) -> QuantParams | None:
         """The parameters of a dequantized tensor, or of one that was only moved since."""
         if ir.op_name(value) == "relax.dequantize":
-            params = ir.qparams_of(value)
-            usable = params is not None and params.axis is None and params.dtype in ("int8", "uint8")
-            return params if usable and ir.const_value(value.args[0]) is None else None
+            return activation_params(value) if ir.const_value(value.args[0]) is None else None
         if var.name in self.kept or not self._spreadable(var, value):
             return None
         found = [self.grids.get(used) for used in ir.variables(value)]

@@ -1,8 +1,8 @@
 """Export the real models as .tflite and compare what LiteRT computes with the oracle and with model.so.
 
-python scripts/tflite_equality.py [MODEL ...] [--samples 50] [--dev N] [--json]. Prints for each model how
-many output elements differ, in how many layers, the accuracy of the file and of TFLite converter's own on
-the dev set, and the sizes. Exit code 1 where anything differs.
+python scripts/tflite_equality.py [MODEL ...] [--samples 50] [--dev N] [--recipe NAME] [--json]. Prints
+for each model how many output elements differ, in how many layers, the accuracy of the file and of TFLite
+converter's own (int8) on the dev set, and the sizes. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from tvm.ir import IRModule
 from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
 from tvm_qplugin.exporter import exported
 from tvm_qplugin.samples import fit_sample, inputs_of
 from tvm_qplugin.simulator import Simulator
@@ -95,7 +94,7 @@ def measure(model: RealModel, args: argparse.Namespace) -> Row:
     """Quantize, export, compare, evaluate."""
     module = quantize(
         model.path,
-        recipe=_recipe(args.dense_per_tensor),
+        recipe=args.recipe,
         calibration=model.calibration,
         limit=args.calibration,
     )
@@ -111,19 +110,6 @@ def measure(model: RealModel, args: argparse.Namespace) -> Row:
         row.converter_bytes = len(theirs)
         row.converter_accuracy, _ = _accuracy(model, LiteRT(theirs), args.dev)
     return row
-
-
-def _recipe(dense_per_tensor: bool) -> Recipe:
-    recipe = find_recipe("int8")
-    if not dense_per_tensor:
-        return recipe
-    return Recipe(
-        recipe.name,
-        recipe.scheme,
-        recipe.observer,
-        recipe.per_channel,
-        (Rule(op="dense", per_channel=False),),
-    )
 
 
 def _layout(made: Exported) -> tuple[Sequence[bool], Sequence[bool]]:
@@ -194,9 +180,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=50, help="samples to compare")
     parser.add_argument("--dev", type=int, help="evaluate on the first N samples of the dev set only")
     parser.add_argument("--calibration", type=int, help="calibrate with at most N samples")
-    parser.add_argument(
-        "--dense-per-tensor", action="store_true", help="one scale for a dense layer's weight"
-    )
+    parser.add_argument("--recipe", default="int8", help="a name or a JSON file; default: int8")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files here")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return parser.parse_args(argv)

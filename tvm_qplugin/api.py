@@ -51,9 +51,9 @@ def quantize(
     ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
     ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
     observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the
-    model's inputs and outputs: "float", "int8" or "uint8". ``recipe`` and ``io`` left out are the target's:
-    "int8" and "float" for CPUs. ``dump``: directory for the IR after every pass. ``batch``, ``input_layout``,
-    ``shapes``: see ``load``.
+    model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe "int16x8"). ``recipe`` and
+    ``io`` left out are the target's: "int8" and "float" for CPUs. ``dump``: directory for the IR after every
+    pass. ``batch``, ``input_layout``, ``shapes``: see ``load``.
 
     Raises ModelError, CalibrationError, RecipeError or TargetError, all of them QPluginError.
     """

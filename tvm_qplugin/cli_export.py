@@ -37,7 +37,7 @@ def export(
         typer.Option(help="Device that the file is for: edgetpu or ethos-u.", show_default="any LiteRT"),
     ] = None,
     io: Annotated[
-        Literal["float", "int8", "uint8"] | None,
+        Literal["float", "int8", "uint8", "int16"] | None,
         typer.Option(help="dtype of inputs and outputs.", show_default="the model's, or the target's"),
     ] = None,
     per_channel_dense: Annotated[

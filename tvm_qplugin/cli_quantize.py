@@ -55,7 +55,8 @@ Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.",
 RecipeName = Annotated[
     str | None,
     typer.Option(
-        help="int8, edgetpu, dynamic, fp16, or a JSON file with your own.", show_default="the target's"
+        help="int8, int16x8, edgetpu, dynamic, fp16, or a JSON file with your own.",
+        show_default="the target's",
     ),
 ]
 Target = Annotated[
@@ -105,7 +106,7 @@ NewTable = Annotated[
     Path | None, typer.Option(help="Write the calibration table here as well.", show_default=False)
 ]
 IO = Annotated[
-    Literal["float", "int8", "uint8"] | None,
+    Literal["float", "int8", "uint8", "int16"] | None,
     typer.Option(help="dtype of the model's inputs, outputs.", show_default="the target's"),
 ]
 Dump = Annotated[Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)]

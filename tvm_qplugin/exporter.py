@@ -39,11 +39,11 @@ def export_tflite(
     the scheme ``dynamic`` int8 weights; LiteRT's results differ from ``build``'s in rounding, those of
     ``dynamic`` also by the quantization of activations, which ``simulate`` does as LiteRT does. ``target``:
     the device ("edgetpu", "ethos-u"), which rewrites the module for it and wants integers. ``io``: dtype of
-    inputs and outputs, "float", "int8" or "uint8"; None: as the module has them, or the target's where they
-    are float.
-    Images are NHWC in the file, as in all TFLite models, also where the module takes and gives NCHW;
-    ``keep_layout`` keeps the module's layout with TRANSPOSE operators. With ``per_channel_dense=False`` (the
-    Edge TPU's default) a dense layer whose weight has many scales is refused. ``signature``: key of the
+    inputs and outputs, "float", "int8" or "uint8" ("int16" with the scheme int16x8); None: as the module has
+    them, or the target's where they are float. Images are NHWC in the file, as in all TFLite models, also
+    where the module takes and gives NCHW; ``keep_layout`` keeps the module's layout with TRANSPOSE
+    operators. With ``per_channel_dense=False`` (the Edge TPU's default) a dense layer whose weight has many
+    scales is refused. ``signature``: key of the
     SignatureDef.
 
     Raises ModelError for operators without a TFLite counterpart and for those of a QDQ module that stay

@@ -12,8 +12,8 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvm_qplugin.core.attrs import Params
-from tvm_qplugin.core.oracle import sliding_windows
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.windows import windows
 from tvm_qplugin.island import Island
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.lower_integer import LowerInteger
@@ -55,7 +55,7 @@ class Layer:
         if self.kernel == "qdense":
             found = distance.reshape(-1, 1, 1, distance.shape[-1])
         else:
-            found = sliding_windows({**self.params, "pool": self.weight.shape[1:3]}, distance, 0)
+            found = windows({**self.params, "pool": self.weight.shape[1:3]}, distance, 0)
         size = found.shape[:-3]
         if choose is not None and count is not None and count < np.prod(size):
             found = found[np.unravel_index(choose.choice(int(np.prod(size)), count, replace=False), size)]

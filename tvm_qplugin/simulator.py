@@ -118,7 +118,7 @@ def _depths(bound: Mapping[relax.Var, relax.Expr], floats: set[relax.Var]) -> di
 
 
 def _in_numpy(mod: IRModule, value: relax.Expr) -> bool:
-    moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8")
+    moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8", "int16")
     return moved or kernel_of(mod, value) is not None
 
 

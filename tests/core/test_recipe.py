@@ -46,13 +46,17 @@ def test_finding():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int7", "neither one of int8, edgetpu, fp16, dynamic, float nor a JSON file"),
-        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, fp16, dynamic, float"),
+        ("int7", "neither one of int8, int16x8, edgetpu, fp16, dynamic, float nor a JSON file"),
+        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, int16x8, fp16, dynamic, float"),
+        (
+            {"rules": [{"op": "dense", "scheme": "int16x8"}]},
+            "recipe 'int8' mixes the schemes int16x8 and int8",
+        ),
         ({"colour": "red"}, r"fields are name, scheme, observer"),
         ({"rules": [{"colour": "red"}]}, "colour"),
         ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),
         ({"rules": [{"scheme": "int4"}]}, "scheme 'int4' is unknown"),
-        ({"rules": [{"scheme": "fp16"}]}, "schemes fp16 and int8 cannot be mixed"),
+        ({"rules": [{"scheme": "fp16"}]}, "recipe 'int8' mixes the schemes fp16 and int8"),
     ],
 )
 def test_what_is_not_understood(given: Any, message: str):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tvm_qplugin.core import lite
+from tvm_qplugin.core.fixed_point import quantize_multiplier
 from tvm_qplugin.core.oracle import qprelu
 from tvm_qplugin.core.qparams import Array
 
@@ -29,8 +29,8 @@ def test_equals_the_oracle(
         "in_zp": low + seed % 256,
         "alpha_zp": seed % 11 - 5,
         "out_zp": low + seed * 7 % 256,
-        "positive": list(lite.multiplier31(ratio)),
-        "negative": list(lite.multiplier31(slope)),
+        "positive": list(quantize_multiplier(ratio)),
+        "negative": list(quantize_multiplier(slope)),
         "lo": low + 20 * single,
         "hi": low + 255,
     }
@@ -40,10 +40,10 @@ def test_equals_the_oracle(
 
 @pytest.mark.parametrize(("alpha", "wanted"), [(64, [-50, -25, 0, 100]), (-64, [50, 25, 0, 100])])
 def test_in_numbers(alpha: int, wanted: list[int]) -> None:
-    one = list(lite.multiplier31(1.0))
+    one = list(quantize_multiplier(1.0))
     params = {"in_zp": 0, "alpha_zp": 0, "out_zp": 0, "positive": one, "lo": -128, "hi": 127}
     x = np.array([-100, -50, 0, 100], "int8").reshape(4, 1)
     got = qprelu(
-        {**params, "negative": list(lite.multiplier31(1 / 128))}, x, np.array([alpha], "int8"), "int8"
+        {**params, "negative": list(quantize_multiplier(1 / 128))}, x, np.array([alpha], "int8"), "int8"
     )
     np.testing.assert_array_equal(got[:, 0], wanted)

@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -53,3 +54,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """``net_name``: every graph of ``nets.py``."""
     if "net_name" in metafunc.fixturenames:
         metafunc.parametrize("net_name", list(beside("nets").NETS))
+
+
+@pytest.fixture(scope="session")
+def random_graph() -> Any:
+    """The generator of ``tests/random_graphs``."""
+    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("random_graphs_for_export", path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.random_graph

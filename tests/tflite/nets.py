@@ -1,4 +1,4 @@
-"""Small ONNX graphs, one for every operator and way to use it that can be exported."""
+"""Small ONNX models for every operator that can be exported, and a comparison of files with the oracle."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from onnx import helper, numpy_helper
 from tvm import IRModule
 
 from tvm_qplugin import frontend
+from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.exporter import export_tflite, exported
 from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.simulator import Simulator
 
 Make = Callable[["Net"], str]
 
@@ -40,6 +43,15 @@ class Net:
         self.nodes.append(helper.make_node(kind, list(inputs), [name], **attrs))
         return name
 
+    def times_sigmoid(self, x: str) -> str:
+        return self("Mul", x, self("Sigmoid", x))
+
+    def split(self, x: str, parts: int) -> list[str]:
+        """Equal parts of the channels."""
+        names = [f"t{len(self.nodes)}_{i}" for i in range(parts)]
+        self.nodes.append(helper.make_node("Split", [x], names, axis=1, num_outputs=parts))
+        return names
+
     def floats(self, output: str) -> IRModule:
         """The canonical float module."""
 
@@ -52,10 +64,10 @@ class Net:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
         return frontend.load(model)
 
-    def module(self, output: str, io: str = "float") -> IRModule:
-        """The int8 module."""
+    def module(self, output: str, io: str = "float", recipe: str = "int8") -> IRModule:
+        """The net quantized for three samples."""
         calibration = [self.sample(seed) for seed in range(3)]
-        return quantize_module(self.floats(output), calibration=calibration, io=io)
+        return quantize_module(self.floats(output), recipe=recipe, calibration=calibration, io=io)
 
     def sample(self, seed: int) -> Array:
         return np.random.default_rng(seed).normal(size=self.shape).astype("float32")
@@ -182,3 +194,46 @@ NETS: dict[str, Make] = {
     "hard swish": unary("HardSwish"),
     "leaky relu": unary("LeakyRelu", alpha=0.1),
 }
+
+
+def differing(litert: Any, module: IRModule, *samples: Sequence[Array], **options: Any) -> dict[str, int]:
+    """Elements by tensor in which LiteRT and the oracle differ; the outputs stand first."""
+    made, oracle = exported(module, **options), Simulator(module)
+    total: dict[str, int] = {}
+    for arrays in samples:
+        results = litert.run(made.data, *map(in_file, arrays, made.nhwc_inputs)).outputs
+        wanted = list(map(in_file, oracle.run(*arrays), made.nhwc_outputs))
+        found = dict(zip([f"output {i}" for i in range(len(wanted))], wanted, strict=True))
+        if made.layers:
+            tensors = oracle.tensors(*arrays)
+            found |= {name: tensors[name] for name in made.layers}
+        for (name, a), b in zip(found.items(), results, strict=True):
+            assert (a.shape, a.dtype) == (b.shape, b.dtype)
+            total[name] = total.get(name, 0) + int((a != b).sum())
+    return total
+
+
+def in_file(array: Array, nhwc: bool) -> Array:
+    """An input or output in the layout of the file."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if nhwc else array
+
+
+def compare_random(
+    litert: Any, random_graph: Any, seeds: Sequence[int], steps: int | None, recipe: str = "int8"
+) -> int:
+    """How many of the graphs could be exported; all of them give the oracle's integers."""
+    count = 0
+    for seed in seeds:
+        model, graph = random_graph(seed, steps)
+        values = np.random.default_rng(7)
+        samples = [
+            [values.normal(size=shape).astype("float32") for shape in graph.inputs.values()] for _ in range(4)
+        ]
+        module = quantize_module(frontend.load(model), recipe=recipe, calibration=samples[:3])
+        try:
+            export_tflite(module)
+        except ModelError:
+            continue
+        count += 1
+        assert set(differing(litert, module, *samples[2:]).values()) == {0}, seed
+    return count

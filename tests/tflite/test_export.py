@@ -6,24 +6,23 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from tvm import IRModule
 
 from tvm_qplugin import demo, frontend
 from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.errors import ModelError, RecipeError
-from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.exporter import export_tflite, exported
 from tvm_qplugin.pipeline import quantize_module
 from tvm_qplugin.simulator import Simulator
 
 
-def _nets() -> Any:
+def _nets() -> ModuleType:
+    """Beside this file; not importable by name under ``--import-mode=importlib``."""
     spec = importlib.util.spec_from_file_location("tflite_nets", Path(__file__).with_name("nets.py"))
     assert spec is not None and spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
@@ -32,30 +31,8 @@ def _nets() -> Any:
 
 
 nets = _nets()
-Make, Net, NETS = nets.Make, nets.Net, nets.NETS
+Make, Net, NETS, differing, in_file = nets.Make, nets.Net, nets.NETS, nets.differing, nets.in_file
 conv, dense, resize, then, unary = nets.conv, nets.dense, nets.resize, nets.then, nets.unary
-
-
-def differing(litert: Any, module: IRModule, *samples: Sequence[Array], **options: Any) -> dict[str, int]:
-    """Elements by tensor in which LiteRT and the oracle differ; the outputs stand first."""
-    made, oracle = exported(module, **options), Simulator(module)
-    total: dict[str, int] = {}
-    for arrays in samples:
-        results = litert.run(made.data, *map(in_file, arrays, made.nhwc_inputs)).outputs
-        wanted = list(map(in_file, oracle.run(*arrays), made.nhwc_outputs))
-        found = dict(zip([f"output {i}" for i in range(len(wanted))], wanted, strict=True))
-        if made.layers:
-            tensors = oracle.tensors(*arrays)
-            found |= {name: tensors[name] for name in made.layers}
-        for (name, a), b in zip(found.items(), results, strict=True):
-            assert (a.shape, a.dtype) == (b.shape, b.dtype)
-            total[name] = total.get(name, 0) + int((a != b).sum())
-    return total
-
-
-def in_file(array: Array, nhwc: bool) -> Array:
-    """An input or output in the layout of the file."""
-    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if nhwc else array
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -171,7 +148,7 @@ REAL = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW.sp
 def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
     """The command that measures them all, with few samples."""
     script = Path(__file__).parents[2] / "scripts" / "tflite_equality.py"
-    few = ("--samples", "2", "--dev", "20", "--calibration", "5", "--dense-per-tensor", "--json")
+    few = ("--samples", "2", "--dev", "20", "--calibration", "5", "--recipe", "edgetpu", "--json")
     done = subprocess.run([sys.executable, script, name, *few], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
     row = json.loads(done.stdout)
@@ -180,41 +157,11 @@ def test_real_models(shared_data: Path, litert: Any, name: str) -> None:
     assert row["converter_bytes"] is None or row["bytes"] <= row["converter_bytes"]
 
 
-@pytest.fixture(scope="session")
-def random_graph() -> Any:
-    """The generator of ``tests/random_graphs``."""
-    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("random_graphs_for_export", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.random_graph
-
-
-def compare_random(litert: Any, random_graph: Any, seeds: Sequence[int], steps: int | None) -> int:
-    """How many of the graphs could be exported; all of them give the oracle's integers."""
-    count = 0
-    for seed in seeds:
-        model, graph = random_graph(seed, steps)
-        values = np.random.default_rng(7)
-        samples = [
-            [values.normal(size=shape).astype("float32") for shape in graph.inputs.values()] for _ in range(4)
-        ]
-        module = quantize_module(frontend.load(model), calibration=samples[:3])
-        try:
-            export_tflite(module)
-        except ModelError:
-            continue
-        count += 1
-        assert set(differing(litert, module, *samples[2:]).values()) == {0}, seed
-    return count
-
-
 def test_random_graphs(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(40), 2) >= 20
+    assert nets.compare_random(litert, random_graph, range(40), 2) >= 20
 
 
 @pytest.mark.slow
 def test_random_graphs_at_length(litert: Any, random_graph: Any) -> None:
-    assert compare_random(litert, random_graph, range(40, 700), 2) >= 400
-    assert compare_random(litert, random_graph, range(300), None) >= 20
+    assert nets.compare_random(litert, random_graph, range(40, 700), 2) >= 400
+    assert nets.compare_random(litert, random_graph, range(300), None) >= 20

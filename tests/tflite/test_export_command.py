@@ -28,6 +28,24 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_int16x8(litert: Any, tmp_path: Path) -> None:
+    samples = ("--calibration", demo.calibration_path(), "--samples", 9, "--recipe", "int16x8")
+    for step in (
+        ("quantize", demo.model_path(), *samples, "-o", tmp_path / "q"),
+        ("export", tmp_path / "q", "-o", tmp_path / "m.tflite", "--io", "int16"),
+        ("quantize", tmp_path / "m.tflite", "-o", tmp_path / "again"),
+    ):
+        result = call(*step)
+        assert result.exit_code == 0, result.stderr
+    image = demo.evaluation()[0][0].reshape(1, 8, 8, 1)
+    runner = litert.Interpreter(model_content=(tmp_path / "m.tflite").read_bytes())
+    (given,) = runner.get_input_details()
+    assert given["dtype"] == np.int16
+    codes = np.rint(image / given["quantization"][0]).clip(-32768, 32767).astype("int16")
+    (logits,) = litert.run((tmp_path / "m.tflite").read_bytes(), codes).outputs
+    assert logits.dtype == np.int16 and logits.argmax() == demo.evaluation()[1][0]
+
+
 def test_exported_file_runs(litert: Any, stage: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.tflite"
     result = call("export", stage, "-o", path, "--io", "uint8", "--json")

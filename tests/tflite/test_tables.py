@@ -118,3 +118,14 @@ def test_hard_swish(litert: Any) -> None:
                 run(litert, "HARD_SWISH", pair)
         else:
             np.testing.assert_array_equal(table, run(litert, "HARD_SWISH", pair)[0])
+
+
+def test_ratios_that_make_ties(litert: Any) -> None:
+    """Ratios of small integers, which float32 and float64 round to different sides."""
+    rng = np.random.default_rng(5)
+    for (source, _), zero in zip(grids(6, 500), rng.integers(-128, 128, 500), strict=True):
+        ratio = np.float32(rng.integers(1, 40) / rng.integers(1, 40))
+        pair = source, QuantParams.of(source.scale * ratio, zero)
+        np.testing.assert_array_equal(lite.clipped(0.0, None, *pair), run(litert, "RELU", pair)[0])
+        expected, _ = run(litert, "LEAKY_RELU", pair, "LeakyReluOptions", alpha=0.001)
+        np.testing.assert_array_equal(lite.leaky_relu(0.001, *pair), expected)

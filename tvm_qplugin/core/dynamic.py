@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from tvm_qplugin.core.attrs import Params
-from tvm_qplugin.core.oracle import exact_conv
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.windows import convolve
 
 LOW, HIGH = np.float32(-128), np.float32(127)
 
@@ -32,7 +32,7 @@ def conv2d(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Arr
         image = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)))
         return dense(p, image, weight.reshape(weight.shape[0], -1), scale, bias)
     q, factor = quantize_rows(x)
-    acc = exact_conv(p, q, weight.astype("float64"))
+    acc = convolve(p, q, weight.astype("float64"))
     return _clamped(p, _scaled(acc, factor[:, :, None, None], scale, bias))
 
 
@@ -86,7 +86,7 @@ def _fma(a: Array, b: Array, c: Array) -> Array:
 def _depthwise(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Array:
     """Channels in fours are scaled by the weight's step first, those left over by the input's."""
     q, factor = zip(*map(_quantize_image, x), strict=True)
-    acc = exact_conv(p, np.stack(q), weight.astype("float64")).astype("float32")
+    acc = convolve(p, np.stack(q), weight.astype("float64")).astype("float32")
     step = np.array(factor, "float32").reshape(-1, 1, 1, 1)
     scale = np.broadcast_to(np.asarray(scale, "float32"), bias.shape)
     fours = weight.shape[0] // 4 * 4

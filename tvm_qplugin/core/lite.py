@@ -6,11 +6,19 @@ delegate accepts the arithmetic is XNNPACK's, beyond that of the built-in kernel
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
+from tvm_qplugin.core.fixed_point import (
+    Multiplier,
+    divide_by_power,
+    high_product,
+    multiply,
+    quantize_multiplier,
+    round_away,
+    saturate,
+)
 from tvm_qplugin.core.qparams import (
     INTEGER_RANGE,
     Array,
@@ -40,9 +48,9 @@ def leaky_relu(alpha: float, source: QuantParams, target: QuantParams) -> Array:
     positive = rescale_multiplier(source.scale, target.scale)
     negative = rescale_multiplier(abs(slope), 1.0)
     if positive is None or negative is None or slope <= -LARGEST_SLOPE:
-        ratio = _ratio(source, target)
-        upper = _rescale31(distance, ratio, away=True)
-        lower = _rescale31(distance, ratio * float(np.float32(alpha)), away=True)
+        upper = multiply(distance, _ratio32(source, target))
+        slope = np.float32(source.scale) * np.float32(alpha) / np.float32(target.scale)
+        lower = multiply(distance, quantize_multiplier(float(slope)))
     else:
         upper = rescale(distance, positive)
         lower = rescale(distance, negative if slope > 0 else -negative)
@@ -55,12 +63,12 @@ def prelu_multipliers(source: QuantParams, slope: QuantParams, target: QuantPara
     sloped = np.float32(source.scale) * np.float32(slope.scale) / np.float32(target.scale)
     if max(ratio, sloped) >= LARGEST_SLOPE:
         return None
-    return multiplier31(float(ratio)), multiplier31(float(sloped))
+    return quantize_multiplier(float(ratio)), quantize_multiplier(float(sloped))
 
 
 def clipped(low: float | None, high: float | None, source: QuantParams, target: QuantParams) -> Array:
-    """RELU and RELU6 between grids: rescaled with 31 bits, then clamped to the bounds' codes."""
-    codes = _codes(_rescale31(_distances(source), _ratio(source, target)), target)
+    """RELU and RELU6 between grids: rescaled by a float32 ratio, then clamped to the bounds' codes."""
+    codes = _codes(multiply(_distances(source), _ratio32(source, target)), target)
     lo, hi = clamp_bounds(target, low, high, builtin=True)
     return np.clip(codes, lo, hi).astype(target.dtype)
 
@@ -73,63 +81,35 @@ def hard_swish(source: QuantParams, target: QuantParams) -> Array | None:
     if scale_exponent > 0:
         return None
     value = _distances(source) << 7
-    gate = _saturate(value << (relu_exponent - 1)) if relu_exponent > 0 else value
-    gate = _high_product(gate, relu)
-    gate = _saturate(gate << 1) if relu_exponent > 0 else _divide_by_power(gate, -relu_exponent)
+    gate = saturate(value << (relu_exponent - 1)) if relu_exponent > 0 else value
+    gate = high_product(gate, relu)
+    gate = saturate(gate << 1) if relu_exponent > 0 else divide_by_power(gate, -relu_exponent)
     gate = (gate + (1 << 15)) >> 1
-    product = gate * _high_product(value, scale)
+    product = gate * high_product(value, scale)
     high = np.sign(product) * (np.abs(product) >> 15)
-    return _codes(_divide_by_power(high, -scale_exponent), target)
+    return _codes(divide_by_power(high, -scale_exponent), target)
 
 
 def _ratio(source: QuantParams, target: QuantParams) -> float:
     return float(source.scale) / float(target.scale)
 
 
-def multiplier31(real: float) -> tuple[int, int]:
-    """``real`` as ``fixed * 2 ** (exponent - 31)``; 0 where it is too small."""
-    mantissa, exponent = math.frexp(real)
-    fixed = int(math.copysign(math.floor(abs(mantissa) * (1 << 31) + 0.5), mantissa))
-    if abs(fixed) == 1 << 31:
-        fixed, exponent = fixed // 2, exponent + 1
-    return (fixed, exponent) if exponent >= -31 else (0, 0)
+def _ratio32(source: QuantParams, target: QuantParams) -> Multiplier:
+    """In float32, as the activations compute it; QUANTIZE has float64."""
+    return quantize_multiplier(float(np.float32(source.scale) / np.float32(target.scale)))
 
 
-def _rescale31(distance: Array, real: float, away: bool = False) -> Array:
-    """``distance * real`` by a multiplier of 31 bits."""
-    return fixed31(distance, *multiplier31(real), away)
-
-
-def fixed31(distance: Array, fixed: int, exponent: int, away: bool) -> Array:
-    """``distance * fixed * 2 ** (exponent - 31)``, rounded after the product (half up) and after the shift.
-
-    The latter half up as well, or half ``away`` from 0 (LiteRT's ``MultiplyByQuantizedMultiplier``).
-    """
+def _rescale31(distance: Array, real: float) -> Array:
+    """``distance * real`` by a multiplier of 31 bits, half up after the product and after the shift."""
+    fixed, exponent = quantize_multiplier(real)
     product = ((distance << max(exponent, 0)) * fixed + (1 << 30)) >> 31
     shift = max(-exponent, 0)
-    return _divide_by_power(product, shift) if away else (product + ((1 << shift) >> 1)) >> shift
+    return (product + ((1 << shift) >> 1)) >> shift
 
 
 def _multiplier16(real: float) -> tuple[int, int]:
-    fixed, exponent = multiplier31(real)
+    fixed, exponent = quantize_multiplier(real)
     return min((fixed + (1 << 15)) >> 16, 2**15 - 1), exponent
-
-
-def _high_product(a: Array, b: int) -> Array:
-    """The upper half of the doubled 16-bit product, half away from zero."""
-    product = a * b
-    nudged = product + np.where(product >= 0, 1 << 14, 1 - (1 << 14))
-    return np.asarray(np.sign(nudged) * (np.abs(nudged) >> 15))
-
-
-def _divide_by_power(value: Array, exponent: int) -> Array:
-    """``value / 2 ** exponent``, half away from zero."""
-    half = (1 << exponent) >> 1
-    return np.asarray(np.sign(value) * ((np.abs(value) + half) >> exponent))
-
-
-def _saturate(value: Array) -> Array:
-    return np.clip(value, -(2**15), 2**15 - 1)
 
 
 def float_table(function: Callable[[Array], Array], source: QuantParams, target: QuantParams) -> Array:
@@ -145,7 +125,7 @@ def float_table(function: Callable[[Array], Array], source: QuantParams, target:
     lo, hi = INTEGER_RANGE[target.dtype]
     scaled = np.nan_to_num(scaled, nan=lo - hi, posinf=hi - lo, neginf=lo - hi).astype("float64")
     scaled = np.clip(scaled, lo - hi, hi - lo)
-    return _codes(np.sign(scaled) * np.floor(np.abs(scaled) + 0.5), target)
+    return _codes(round_away(scaled), target)
 
 
 def _distances(source: QuantParams) -> Array:

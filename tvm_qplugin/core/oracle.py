@@ -4,27 +4,28 @@ The arithmetic is that of the kernels that LiteRT runs by default: XNNPACK's, or
 the delegate leaves an operator to them (AVERAGE_POOL_2D, SOFTMAX, nearest resizing, most tables).
 
 A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC,
-weights OHWI (I = channels per group), ``q`` is int8 or uint8. Common parameters: ``in_zp``/``a_zp``/``b_zp``/
-``out_zp`` zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
+weights OHWI (I = channels per group), ``q`` is int8 or uint8; where the table says so, int16 as well. The
+other kernels of int16 stand in ``oracle16.py``. Common parameters: ``in_zp``/``a_zp``/``b_zp``/``out_zp``
+zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
 
 | kernel | arrays | parameters beside the common ones |
 |---|---|---|
-| quantize | x float32 | scale; axes (optional transposition applied first) |
-| dequantize | q | scale; axes (optional transposition applied after) |
+| quantize (int16) | x float32 | scale; axes (optional transposition applied first) |
+| dequantize (int16) | q | scale; axes (optional transposition applied after) |
 | requantize | q | multiplier (integer, in 1/256) |
 | qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
 | qprelu | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (31-bit multiplier, exponent) |
-| qavgpool2d | q | pool, strides, padding, count_include_pad; one grid: in_zp = out_zp |
-| qmaxpool2d | q | pool, strides, padding, dilation |
+| qavgpool2d (int16) | q | pool, strides, padding, count_include_pad; one grid: in_zp = out_zp |
+| qmaxpool2d (int16) | q | pool, strides, padding, dilation |
 | qmean | q | axes, keepdims, multiplier (1/n included: ``mean_factor``) |
-| qlut | q, table [256] indexed by q - dtype minimum | |
+| qlut (int16) | q, table [256 or 65536] indexed by q - dtype minimum | |
 | qsoftmax | q, table float32 [256] | axis, out_scale |
-| qresize2d | q | size, method, coordinate, rounding |
-| qclamp | q | |
-| qpad | q | pad_width (before, after per axis, flat), value |
+| qresize2d (int16: nearest) | q | size, method, coordinate, rounding |
+| qclamp (int16) | q | |
+| qpad (int16) | q | pad_width (before, after per axis, flat), value |
 | fconv2d, fdense | as qconv2d, qdense in float32, no multiplier | lo, hi may be null |
 """
 
@@ -36,8 +37,10 @@ from typing import Any
 import numpy as np
 
 from tvm_qplugin.core.attrs import Params
-from tvm_qplugin.core.lite import fixed31
+from tvm_qplugin.core.fixed_point import multiply
+from tvm_qplugin.core.oracle16 import ORACLE16
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, centre, mean_offset, requantize, rescale
+from tvm_qplugin.core.windows import convolve, windows
 
 Oracle = Callable[..., Array]
 
@@ -66,7 +69,7 @@ def requantize_tensor(p: Params, q: Array, dtype: str) -> Array:
 
 def qconv2d(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str) -> Array:
     """Convolution with any stride, padding, dilation and group count."""
-    acc = exact_conv(p, x.astype("float64") - p["in_zp"], w.astype("float64"))
+    acc = convolve(p, x.astype("float64") - p["in_zp"], w.astype("float64"))
     return _finish(p, acc.astype("int64") + bias, factor, dtype)
 
 
@@ -90,28 +93,27 @@ def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
 
 
 def qprelu(p: Params, x: Array, alpha: Array, dtype: str) -> Array:
-    """A slope for each channel below 0, in fixed point: ``fixed31``, half away from 0."""
+    """A slope for each channel below 0, by ``fixed_point.multiply``."""
     distance = x.astype("int64") - p["in_zp"]
     sloped = distance * (alpha.astype("int64") - p["alpha_zp"])
-    (positive, up), (negative, down) = p["positive"], p["negative"]
-    upper, lower = fixed31(distance, positive, up, True), fixed31(sloped, negative, down, True)
+    upper, lower = multiply(distance, p["positive"]), multiply(sloped, p["negative"])
     return np.clip(np.where(distance < 0, lower, upper) + p["out_zp"], p["lo"], p["hi"]).astype(dtype)
 
 
 def qavgpool2d(p: Params, x: Array, dtype: str) -> Array:
-    """Average pooling of int8 codes, half away from 0; n counts pads (zero points) only if asked to."""
+    """Average pooling of signed codes, half away from 0; n counts pads (zero points) only if asked to."""
     zero = centre(str(x.dtype))
     pads = int(p["count_include_pad"])
-    total = sliding_windows(p, x.astype("int64") - zero, pads * (p["in_zp"] - zero)).sum((3, 4))
-    n = sliding_windows(p, np.ones((1, *x.shape[1:3], 1), "int64"), pads).sum((3, 4))
+    total = windows(p, x.astype("int64") - zero, pads * (p["in_zp"] - zero)).sum((3, 4))
+    n = windows(p, np.ones((1, *x.shape[1:3], 1), "int64"), pads).sum((3, 4))
     codes = np.sign(total) * ((np.abs(total) + n // 2) // n) + zero
     return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
 
 
 def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
     """Max pooling; padding never wins."""
-    windows = sliding_windows(p, x, INTEGER_RANGE[str(x.dtype)][0])
-    return np.clip(windows.max((3, 4)), p["lo"], p["hi"]).astype(dtype)
+    found = windows(p, x, INTEGER_RANGE[str(x.dtype)][0])
+    return np.clip(found.max((3, 4)), p["lo"], p["hi"]).astype(dtype)
 
 
 def qmean(p: Params, x: Array, dtype: str) -> Array:
@@ -124,7 +126,7 @@ def qmean(p: Params, x: Array, dtype: str) -> Array:
 
 
 def qlut(p: Params, x: Array, table: Array, dtype: str) -> Array:
-    """Any unary function, as a table of 256 results."""
+    """Any unary function, as a table of all results."""
     return table[x.astype("int64") - INTEGER_RANGE[str(x.dtype)][0]].astype(dtype)
 
 
@@ -209,7 +211,7 @@ def qpad(p: Params, x: Array, dtype: str) -> Array:
 
 def fconv2d(p: Params, x: Array, w: Array, bias: Array, dtype: str = "float32") -> Array:
     """Convolution in floating point (computed in float64: kernels agree to rounding only)."""
-    acc = exact_conv(p, x.astype("float64"), w.astype("float64")) + bias
+    acc = convolve(p, x.astype("float64"), w.astype("float64")) + bias
     return np.clip(acc, p["lo"], p["hi"]).astype(dtype) if _bounded(p) else acc.astype(dtype)
 
 
@@ -225,34 +227,6 @@ def _bounded(p: Params) -> bool:
 
 def _finish(p: Params, acc: Array, factor: Any, dtype: str) -> Array:
     return requantize(acc, factor, p["out_zp"], p["lo"], p["hi"]).astype(dtype)
-
-
-def sliding_windows(p: Params, x: Array, fill: int) -> Array:
-    """Sliding windows ``[N, OH, OW, KH, KW, C]`` of a padded NHWC tensor."""
-    (t, left, b, r), (kh, kw), (sh, sw) = p["padding"], p["pool"], p["strides"]
-    dh, dw = p.get("dilation", (1, 1))
-    x = np.pad(x, ((0, 0), (t, b), (left, r), (0, 0)), constant_values=fill)
-    span = ((kh - 1) * dh + 1, (kw - 1) * dw + 1)
-    view = np.lib.stride_tricks.sliding_window_view(x, span, axis=(1, 2))
-    return np.moveaxis(view[:, ::sh, ::sw, :, ::dh, ::dw], 3, 5)
-
-
-def exact_conv(p: Params, x: Array, w: Array) -> Array:
-    """Exact sums in float64 of a zero-padded convolution, NHWC x OHWI."""
-    out_channels, kh, kw, per_group = w.shape
-    groups = p["groups"]
-    columns = sliding_windows({**p, "pool": (kh, kw)}, x, 0)
-    if per_group == 1 and out_channels % groups == 0 and groups == x.shape[3]:
-        taps = w.reshape(groups, out_channels // groups, kh, kw)
-        acc = np.einsum("nhwklc,cmkl->nhwcm", columns, taps, optimize=True)
-        return np.asarray(acc.reshape(*acc.shape[:3], out_channels))
-    n, oh, ow = columns.shape[:3]
-    parts = []
-    for g in range(groups):
-        block = columns[..., g * per_group : (g + 1) * per_group].reshape(n * oh * ow, -1)
-        rows = w[g * out_channels // groups : (g + 1) * out_channels // groups]
-        parts.append((block @ rows.reshape(rows.shape[0], -1).T).reshape(n, oh, ow, -1))
-    return np.concatenate(parts, 3)
 
 
 ORACLE: dict[str, Oracle] = {
@@ -274,4 +248,5 @@ ORACLE: dict[str, Oracle] = {
     "qpad": qpad,
     "fconv2d": fconv2d,
     "fdense": fdense,
+    **ORACLE16,
 }

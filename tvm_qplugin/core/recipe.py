@@ -13,7 +13,7 @@ from typing import Any
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
 
-SCHEMES = ("int8", "fp16", "dynamic", "float")
+SCHEMES = ("int8", "int16x8", "fp16", "dynamic", "float")
 STORAGE_SCHEMES = ("fp16", "dynamic")
 """Schemes that change how weights are stored and need no calibration."""
 
@@ -77,17 +77,22 @@ class Recipe:
         """Check the schemes."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
-        used = {self.scheme, *(rule.scheme for rule in self.rules)} - {None, "float"}
-        if len(used) > 1:
+        found = {self.scheme, *(rule.scheme for rule in self.rules)} - {None, "float"}
+        if len(found) > 1:
             raise RecipeError(
-                f"schemes {' and '.join(sorted(map(str, used)))} cannot be mixed in one recipe: rules may "
-                'give the scheme of the recipe or "float"'
+                f"recipe {self.name!r} mixes the schemes {' and '.join(sorted(map(str, found)))}: use one of "
+                "them, and float for other layers"
             )
 
     @property
     def recovers(self) -> bool:
         """Whether anything is done to win accuracy back."""
         return self.adaptive_rounding or self.correct_bias
+
+    @property
+    def wide(self) -> bool:
+        """Whether activations are int16."""
+        return "int16x8" in (self.scheme, *(rule.scheme for rule in self.rules))
 
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
@@ -116,6 +121,7 @@ RECIPES: Registry[Recipe] = Registry(
     "recipe",
     {
         "int8": "tvm_qplugin.core.recipes:INT8",
+        "int16x8": "tvm_qplugin.core.recipes:INT16X8",
         "edgetpu": "tvm_qplugin.core.recipes:EDGETPU",
         "fp16": "tvm_qplugin.core.recipes:FP16",
         "dynamic": "tvm_qplugin.core.recipes:DYNAMIC",

@@ -51,12 +51,19 @@ class SharedSpec:
 Spec = QuantSpec | FixedSpec | SharedSpec
 
 ACTIVATION = QuantSpec()
+ACTIVATION16 = QuantSpec("int16", symmetric=True)
 WEIGHT = QuantSpec(symmetric=True, axis=0, narrow=True)
 FIXED = {
     "softmax": FixedSpec(1 / 256, -128),
     "sigmoid": FixedSpec(1 / 256, -128),
     "tanh": FixedSpec(1 / 128, 0),
 }
+FIXED16 = {kind: FixedSpec(2.0**-15, 0, "int16") for kind in FIXED}
+SCHEMES: dict[str, tuple[QuantSpec, dict[str, FixedSpec]]] = {
+    "int8": (ACTIVATION, FIXED),
+    "int16x8": (ACTIVATION16, FIXED16),
+}
+"""Of every integer scheme: activations, and outputs that the operator fixes."""
 
 
 @dataclass(frozen=True)

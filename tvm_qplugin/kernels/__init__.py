@@ -38,6 +38,14 @@ KERNELS = {
     "qsoftmax": "softmax:qsoftmax",
     "qresize2d": "resize:qresize2d",
     "qpad": "movement:qpad",
+    "requantize16": "elementwise16:requantize16",
+    "qadd16": "elementwise16:qadd16",
+    "qmul16": "elementwise16:qmul16",
+    "qconv2d16": "layers16:qconv2d16",
+    "qdense16": "layers16:qdense16",
+    "qmean16": "windows16:qmean16",
+    "qsoftmax16": "windows16:qsoftmax16",
+    "qresize2d16": "windows16:qresize2d16",
 }
 
 
@@ -65,10 +73,11 @@ def inside_halo_spec(params: Params, out: TensorSpec) -> TensorSpec:
 
 
 def extra_constants(name: str, params: Params, args: Sequence[TensorSpec]) -> list[Array]:
-    """Arrays that a caller appends to the arguments of the kernel: the index tables of ``qresize2d``."""
-    if name != "qresize2d":
+    """Arrays that a caller appends to the arguments of the kernel: the index tables of resizing."""
+    if name not in ("qresize2d", "qresize2d16"):
         return []
-    tables: list[Array] = import_module("tvm_qplugin.kernels.resize").tables(params, args[0].shape)
+    module = import_module(f"tvm_qplugin.kernels.{KERNELS[name].split(':')[0]}")
+    tables: list[Array] = module.tables(params, args[0].shape)
     return tables
 
 

@@ -48,17 +48,6 @@ def finish(acc: Expr, factor: Expr, p: Params, dtype: str) -> Expr:
     return round_clamped(acc.astype("float32") * factor, p, dtype)
 
 
-def fixed31(value: Expr, fixed: int, exponent: int) -> Expr:
-    """``value * fixed * 2 ** (exponent - 31)`` of an int32: ``core.lite.fixed31``, half away from 0."""
-    wide_value = value.astype("int64") * tirx.const(fixed << max(exponent, 0), "int64")
-    product = ((wide_value + tirx.const(1 << 30, "int64")) >> tirx.const(31, "int64")).astype("int32")
-    shift = max(-exponent, 0)
-    if not shift:
-        return product
-    nudge = tirx.const((1 << shift) >> 1, "int32") - (product < tirx.const(0, "int32")).astype("int32")
-    return (product + nudge) >> tirx.const(shift, "int32")
-
-
 def broadcast(x: te.Tensor, index: Sequence[Expr]) -> Expr:
     """``x`` at ``index`` under numpy's broadcasting."""
     shape = [int(e) for e in x.shape]

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.kernels.arith import Expr, f32, finish, wide
+from tvm_qplugin.kernels.arith import Expr, f32, finish
 from tvm_qplugin.kernels.movement import padded
 
 
 def qconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """Integer convolution, bias, requantization and clamp."""
     x, w, bias, factor = inputs
-    acc = _accumulate(p, padded(x, p["padding"], p["in_zp"]), w, out, "int32", p["in_zp"])
+    acc = accumulate(p, padded(x, p["padding"], p["in_zp"]), w, out, "int32", p["in_zp"])
 
     def element(n: Expr, h: Expr, v: Expr, o: Expr) -> Expr:
         return finish(acc[n, h, v, o] + bias[o], factor[o], p, out.dtype)
@@ -25,7 +25,7 @@ def qconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tenso
 def fconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """Float convolution, bias and clamp."""
     x, w, bias = inputs
-    acc = _accumulate(p, padded(x, p["padding"], 0), w, out, "float32", 0)
+    acc = accumulate(p, padded(x, p["padding"], 0), w, out, "float32", 0)
     return te.compute(out.shape, lambda n, h, v, o: bounded(p, acc[n, h, v, o] + bias[o]), name="bias")
 
 
@@ -36,7 +36,7 @@ def bounded(p: Params, value: Expr) -> Expr:
     return tirx.max(value, f32(p["lo"])) if p.get("lo") is not None else value
 
 
-def _accumulate(
+def accumulate(
     p: Params, x: te.Tensor, w: te.Tensor, out: TensorSpec, dtype: str, zero_point: int
 ) -> te.Tensor:
     """Sums ``[N, OH, OW, O]`` over ``kh, kw`` and the channels of the output's group."""
@@ -49,7 +49,8 @@ def _accumulate(
     def element(n: Expr, h: Expr, v: Expr, o: Expr) -> Expr:
         c = rc if p["groups"] == 1 else o // group * per_group + rc
         value = x[n, h * sh + rh * dh, v * sw + rw * dw, c]
-        left = wide(value, zero_point) if dtype == "int32" else value
+        left = value.astype(dtype)
+        left = left - tirx.const(zero_point, dtype) if zero_point else left
         return te.sum(left * w[o, rh, rw, rc].astype(dtype), axis=[rh, rw, rc])
 
     return te.compute(out.shape, element, name="conv")

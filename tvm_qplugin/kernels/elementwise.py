@@ -15,11 +15,11 @@ from tvm_qplugin.kernels.arith import (
     clamp,
     f32,
     finish,
-    fixed31,
     round_clamped,
     transposed,
     wide,
 )
+from tvm_qplugin.kernels.fixed_point import clipped, multiply
 
 
 def quantize(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
@@ -91,14 +91,12 @@ def qmul(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
 def qprelu(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """A slope for each channel below 0."""
     q, alpha = inputs
-    zero, lo, hi = (tirx.const(value, "int32") for value in (0, p["lo"], p["hi"]))
 
     def element(*i: Expr) -> Expr:
         distance = wide(q(*i), p["in_zp"])
         sloped = distance * wide(broadcast(alpha, i[-1:]), p["alpha_zp"])
-        upper, lower = fixed31(distance, *p["positive"]), fixed31(sloped, *p["negative"])
-        code = tirx.Select(distance < zero, lower, upper) + tirx.const(p["out_zp"], "int32")
-        return clamp(code, lo, hi).astype(out.dtype)
+        upper, lower = multiply(distance, p["positive"]), multiply(sloped, p["negative"])
+        return clipped(tirx.Select(distance < tirx.const(0, "int32"), lower, upper), p, out.dtype)
 
     return te.compute(out.shape, element, name="qprelu")
 

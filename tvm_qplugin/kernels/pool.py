@@ -22,7 +22,7 @@ def qavgpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
     zero, taps = centre(str(x.dtype)), p["pool"][0] * p["pool"][1]
     source = padded(x, p["padding"], p["in_zp"] if p["count_include_pad"] else zero)
     rows, cols = _axes(p)
-    narrow = "int16" if taps * 256 < 2**15 else "int32"
+    narrow = "int16" if x.dtype != "int16" and taps * 256 < 2**15 else "int32"
     total = te.compute(
         out.shape,
         lambda n, h, w, c: te.sum(
@@ -30,12 +30,29 @@ def qavgpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
         ),
         name="pool",
     )
+    if x.dtype == "int16":
+        return _divided(p, total, x, out)
     factor = _Factor(p, x)
     centred = {**p, "out_zp": zero}
 
     def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
         acc = wide(total[n, h, w, c], taps * zero)
         return round_clamped(acc.astype(factor.dtype) * factor(h, w), centred, out.dtype)
+
+    return te.compute(out.shape, element, name="requantize")
+
+
+def _divided(p: Params, total: te.Tensor, x: te.Tensor, out: TensorSpec) -> te.Tensor:
+    """Sums of int16 by the size of their window, in integers: no float32 is fine enough."""
+    taps, count = _Factor(p, x), p["pool"][0] * p["pool"][1]
+    lo, hi = tirx.const(p["lo"], "int32"), tirx.const(p["hi"], "int32")
+
+    def element(n: Expr, h: Expr, w: Expr, c: Expr) -> Expr:
+        size = tirx.const(count, "int32") if taps.full else taps.count(h, w)
+        half = tirx.truncdiv(size, tirx.const(2, "int32"))
+        acc = total[n, h, w, c]
+        rounded = tirx.if_then_else(acc > 0, acc + half, acc - half)
+        return clamp(tirx.truncdiv(rounded, size), lo, hi).astype(out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
 
@@ -60,18 +77,9 @@ def qmaxpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
 def qmean(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """Mean over ``axes``; ``multiplier`` already contains 1/n."""
     (x,) = inputs
-    rank = len(x.shape)
-    reduced = sorted(axis % rank for axis in p["axes"])
-    axes = {a: te.reduce_axis((0, int(x.shape[a])), f"r{a}") for a in reduced}
-    count = int(np.prod([int(x.shape[a]) for a in reduced]))
+    count = int(np.prod([int(x.shape[axis]) for axis in p["axes"]]))
     dtype, zero = str(x.dtype), centre(str(x.dtype))
-
-    def total(*i: Expr) -> Expr:
-        kept = iter(i if not p["keepdims"] else [v for a, v in enumerate(i) if a not in axes])
-        index = [axes[a] if a in axes else next(kept) for a in range(rank)]
-        return te.sum(wide(x(*index)), axis=list(axes.values()))
-
-    acc = te.compute(out.shape, total, name="sum")
+    acc = sums(p, x, out)
     offset = float(mean_offset(p, count, dtype))
     factor, centred = f32(p["multiplier"]), {**p, "out_zp": centre(out.dtype)}
 
@@ -80,6 +88,19 @@ def qmean(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
         return round_clamped(separate(raw * factor) + f32(offset), centred, out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
+
+
+def sums(p: Params, x: te.Tensor, out: TensorSpec) -> te.Tensor:
+    """Sums over ``axes`` in int32."""
+    rank = len(x.shape)
+    axes = {axis % rank: te.reduce_axis((0, int(x.shape[axis])), f"r{axis % rank}") for axis in p["axes"]}
+
+    def total(*i: Expr) -> Expr:
+        kept = iter(i if not p["keepdims"] else [v for a, v in enumerate(i) if a not in axes])
+        index = [axes[a] if a in axes else next(kept) for a in range(rank)]
+        return te.sum(wide(x(*index)), axis=list(axes.values()))
+
+    return te.compute(out.shape, total, name="sum")
 
 
 def _axes(p: Params) -> tuple[tirx.IterVar, tirx.IterVar]:
@@ -110,7 +131,11 @@ class _Factor:
         if self.full:
             n = self.pool[0] * self.pool[1]
             return tirx.const(average_factor(n) if self.dtype == "float32" else above / n, self.dtype)
-        return tirx.const(above, self.dtype) / (self._count(0, h) * self._count(1, w)).astype(self.dtype)
+        return tirx.const(above, self.dtype) / self.count(h, w).astype(self.dtype)
+
+    def count(self, h: Expr, w: Expr) -> Expr:
+        """How many elements of the window at ``(h, w)`` lie inside the image."""
+        return self._count(0, h) * self._count(1, w)
 
     def _count(self, axis: int, position: Expr) -> Expr:
         """How many rows (columns) of a window lie inside the image."""

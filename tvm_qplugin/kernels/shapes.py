@@ -17,7 +17,7 @@ def output_shape(name: str, params: Params, arg_shapes: Sequence[Shape]) -> Shap
     halos = [params.get("in_halo") or params.get("a_halo"), params.get("b_halo")]
     for i, halo in enumerate(halos[: len(shapes)]):
         shapes[i] = _grow(shapes[i], halo, -1)
-    return _grow(_INFER.get(name, _same)(params, shapes), params.get("out_halo"), 1)
+    return _grow(_INFER.get(name.removesuffix("16"), _same)(params, shapes), params.get("out_halo"), 1)
 
 
 def _grow(shape: Shape, halo: Sequence[int] | None, sign: int) -> Shape:

@@ -43,10 +43,18 @@ EMITTERS: dict[str, Emitter] = {
     "qmaxpool2d": ops_window.max_pool,
     "qpad": ops_window.pad,
     "qresize2d": ops_window.resize,
+    "requantize16": ops_arithmetic.requantize16,
+    "qadd16": ops_arithmetic.add16,
+    "qmul16": ops_arithmetic.multiply,
+    "qmean16": ops_arithmetic.mean,
+    "qsoftmax16": ops_arithmetic.softmax,
+    "qconv2d16": ops_window.conv2d,
+    "qdense16": ops_window.dense,
+    "qresize2d16": ops_window.resize16,
 }
 """What writes each kernel of ``core/oracle.py``; the float kernels have none."""
 
-_CONVERSIONS = ("quantize", "dequantize", "requantize")
+_CONVERSIONS = ("quantize", "dequantize", "requantize", "requantize16")
 _TO_NHWC, _TO_NCHW = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -219,7 +227,7 @@ class Export:
         if kernel.name in _CONVERSIONS and not params.get("axes"):
             out = TensorSpec(self.env[args[0]].spec.shape, out.dtype)
         node = self._node(var, args, params, out)
-        if kernel.name == "qdense":
+        if kernel.name in ("qdense", "qdense16"):
             self._check_dense(node)
         return EMITTERS[kernel.name](node)
 

@@ -43,6 +43,11 @@ class Node:
         return self.grids[self.name]
 
     @property
+    def wide(self) -> bool:
+        """Whether the output is int16."""
+        return self.out.dtype == "int16"
+
+    @property
     def per_channel(self) -> bool:
         """Whether the weight has a scale for every output channel."""
         return self.grids[f"{self.name}_weight"].axis is not None
@@ -113,14 +118,14 @@ class Node:
     def activation(self, lo: int, hi: int, builtin: bool) -> str | None:
         """The activation whose integer bounds these are."""
         for name, bounds in ACTIVATIONS.items():
-            if clamp_bounds(self.grid, *bounds, builtin) == (lo, hi):
+            if clamp_bounds(self.grid, *bounds, builtin or self.wide) == (lo, hi):
                 return name
         return None
 
     def clamp(self, x: Value, lo: int, hi: int) -> Value:
         """The output is ``x`` clamped to integers: an activation of TFLite's, or MAXIMUM and MINIMUM."""
         name = self.activation(lo, hi, True)
-        if name is not None:
+        if name is not None and not (self.wide and name == "RELU_N1_TO_1"):
             return x if name == "NONE" else self.emit(name, [x])
         lowest, highest = clamp_bounds(self.grid, None, None)
         steps = [("MAXIMUM", lo)] * (lo > lowest) + [("MINIMUM", hi)] * (hi < highest)

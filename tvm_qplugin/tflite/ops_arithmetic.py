@@ -6,10 +6,11 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.qparams import Array, QuantParams
+from tvm_qplugin.passes.match_int16 import UNIT_GRID
 from tvm_qplugin.tflite.node import Node
 from tvm_qplugin.tflite.writer import Value
 
-SOFTMAX_GRID = QuantParams.of(1 / 256, -128)
+SOFTMAX_GRIDS = {"int8": QuantParams.of(1 / 256, -128), "int16": UNIT_GRID}
 
 
 def quantize(node: Node) -> Value:
@@ -35,12 +36,26 @@ def requantize(node: Node) -> Value:
     return node.emit("QUANTIZE", [node.value(0)])
 
 
+def requantize16(node: Node) -> Value:
+    """QUANTIZE from or to int16."""
+    if node.out.dtype == "uint8":
+        raise node.refuse("LiteRT does not convert int16 to uint8: use int16 or float outputs")
+    return requantize(node)
+
+
 def add(node: Node) -> Value:
     """ADD or, where the second multiplier is negative, SUB."""
     inputs = [node.value(0), node.value(1)]
     if node.params["b_mul"] < 0:
         return node.activated("SUB", inputs, "SubOptions")
     return node.activated("ADD", inputs, "AddOptions")
+
+
+def add16(node: Node) -> Value:
+    """ADD or SUB with scales that are no powers of two."""
+    code = "SUB" if node.params["subtract"] else "ADD"
+    inputs = [node.value(0), node.value(1)]
+    return node.activated(code, inputs, f"{code.title()}Options", potScaleInt16=False)
 
 
 def multiply(node: Node) -> Value:
@@ -68,10 +83,12 @@ def mean(node: Node) -> Value:
 
 def softmax(node: Node) -> Value:
     """SOFTMAX with TFLite's fixed output."""
-    if not node.grid.same(SOFTMAX_GRID):
+    fixed = SOFTMAX_GRIDS[node.out.dtype]
+    if not node.grid.same(fixed):
         raise node.refuse(
-            "TFLite fixes the output of a softmax to scale 1/256 and zero point -128, this one has "
-            f"{float(node.grid.scale)} and {int(node.grid.zero_point)}: quantize the float model here"
+            f"TFLite fixes the output of a softmax to scale 1/{1 / float(fixed.scale):g} and zero point "
+            f"{int(fixed.zero_point)}, this one has {float(node.grid.scale)} and "
+            f"{int(node.grid.zero_point)}: quantize the float model here"
         )
     return softmax_over(node, int(node.params["axis"]))
 

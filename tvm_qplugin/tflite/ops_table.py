@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from tvm_qplugin.core import lite
+from tvm_qplugin.core import lite, lite16
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes.lut import UNARY
+from tvm_qplugin.passes.match_int16 import UNIT_GRID
 from tvm_qplugin.tflite.node import ACTIVATIONS, Node
 from tvm_qplugin.tflite.writer import Value
 
@@ -32,7 +34,8 @@ def table(node: Node) -> Value:
     x, results = node.value(0), node.array(1)
     if x.grid is None:
         raise node.refuse("the scale of its input is not known")
-    for candidate in _candidates(node, (x.grid, node.grid)):
+    candidates = _candidates16 if node.wide else _candidates
+    for candidate in candidates(node, (x.grid, node.grid)):
         found = candidate.table(x.grid, node.grid)
         if found is not None and np.array_equal(found, results):
             return node.emit(candidate.code, [x], candidate.options, **candidate.fields)
@@ -60,6 +63,20 @@ def _candidates(node: Node, grids: Grids) -> Iterator[Candidate]:
     yield Candidate("EXP", _filled("exp"), "ExpOptions")
     yield Candidate("GELU", _filled("nn.gelu"), "GeluOptions", {"approximate": False})
     yield Candidate("GELU", _filled("nn.gelu_tanh"), "GeluOptions", {"approximate": True})
+
+
+def _candidates16(node: Node, grids: Grids) -> Iterator[Candidate]:
+    """The same for int16."""
+    yield Candidate("QUANTIZE", lite16.requantized)
+    for name in ("RELU", "RELU6"):
+        yield Candidate(name, partial(lite16.clipped, *ACTIVATIONS[name]))
+    if "alpha" in node.function:
+        fields = {"alpha": float(node.function["alpha"])}
+        yield Candidate("LEAKY_RELU", partial(lite16.leaky_relu, fields["alpha"]), "LeakyReluOptions", fields)
+    if grids[1].same(UNIT_GRID):
+        yield Candidate("LOGISTIC", lite16.logistic)
+        yield Candidate("TANH", lite16.tanh)
+    yield Candidate("EXP", partial(lite16.smooth, UNARY["exp"]), "ExpOptions")
 
 
 def _clipped(low: float | None, high: float | None) -> Callable[[QuantParams, QuantParams], Array]:

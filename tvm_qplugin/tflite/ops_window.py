@@ -135,7 +135,7 @@ def resize(node: Node) -> Value:
         other = {**p, "coordinate": coordinate, "rounding": rounding}
         if all(_same_table(x.spec.shape[i + 1], p["size"][i], p, other) for i in (0, 1)):
             size = node.numbers(p["size"], "size")
-            version = 3 if flags["halfPixelCenters"] else 2
+            version = 3 if flags["halfPixelCenters"] and not node.wide else None
             if linear:
                 code, options = "RESIZE_BILINEAR", "ResizeBilinearOptions"
             else:
@@ -145,6 +145,13 @@ def resize(node: Node) -> Value:
         f"TFLite does not resize with coordinates {p['coordinate']!r} and rounding {p['rounding']!r} to "
         f"{p['size']}; use half_pixel, align_corners, or asymmetric with floor"
     )
+
+
+def resize16(node: Node) -> Value:
+    """RESIZE_BILINEAR of int16."""
+    _, flags = _RESIZING[node.params["coordinate"]]
+    size = node.numbers(node.params["size"], "size")
+    return node.emit("RESIZE_BILINEAR", [node.value(0), size], "ResizeBilinearOptions", **flags)
 
 
 def _same_table(size_in: int, size_out: int, p: object, other: object) -> bool:

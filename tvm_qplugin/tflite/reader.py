@@ -96,7 +96,8 @@ def _problems(model: TfliteModel) -> Iterator[str]:
     wrong = [model.tensors[i] for i in tensors if i not in known and not _readable(model, i)]
     if wrong:
         listed = ", ".join(f"{tensor.name} ({tensor.dtype})" for tensor in wrong)
-        yield f"expected tensors in float32, or int8 or uint8 with one scale; not so: {listed}"
+        kinds = "float32, or int8, uint8 or (with zero point 0) int16 with one scale"
+        yield f"expected tensors in {kinds}; not so: {listed}"
 
 
 def _name(model: TfliteModel, op: TfliteOperator) -> str:
@@ -106,7 +107,8 @@ def _name(model: TfliteModel, op: TfliteOperator) -> str:
 def _readable(model: TfliteModel, index: int) -> bool:
     tensor = model.tensors[index]
     if tensor.dtype in QUANTIZED:
-        return tensor.quant is not None and tensor.quant.axis is None
+        grid = tensor.quant
+        return grid is not None and grid.axis is None and not (tensor.dtype == "int16" and grid.zero_point)
     return tensor.dtype == "float32"
 
 

@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, tuple[float, float | None]] = {
 """Bounds of the activations, fused or not."""
 
 NUMBERS = ("float32", "float16")
-QUANTIZED = ("int8", "uint8")
+QUANTIZED = ("int8", "uint8", "int16")
 
 
 class Graph:

@@ -88,8 +88,13 @@ def _layer(
     name, out = graph.names[op.outputs[0]], op.outputs[0]
     x, grid = graph.real(op.inputs[0]), graph.grid(op.inputs[0])
     weight, params = _weight(graph, op, edit, axis)
+    biased = len(op.inputs) > 2 and op.inputs[2] >= 0
+    if grid is not None and grid.dtype == "int16" and op.name == "FULLY_CONNECTED" and not biased:
+        raise graph.error(
+            op, "it has no bias, and LiteRT rounds such int16 layers otherwise; add one of zeros"
+        )
     expr: relax.Expr = apply(x, weight)
-    if len(op.inputs) > 2 and op.inputs[2] >= 0:
+    if biased:
         bias = _bias(graph, op, grid, params)
         if bias is not None:
             expr = relax.op.add(graph.emit(expr, f"{name}_product"), bias)
@@ -143,11 +148,14 @@ def _bias(
         if not values.any():
             return None
         return graph.floats(index, f"{name}_bias_f32", lambda array: array)
-    if values.dtype != "int32":
-        raise graph.error(op, f"its bias is {values.dtype}, expected int32; convert the model again")
+    expected = "int64" if grid.dtype == "int16" else "int32"
+    if values.dtype != expected:
+        raise graph.error(op, f"its bias is {values.dtype}, expected {expected}; convert the model again")
+    if np.abs(values.astype("float64")).max(initial=0) >= 2**31:
+        raise graph.error(op, "its bias does not fit int32; rescale the layer in the model")
     scale = np.broadcast_to(np.float32(grid.scale) * weight.scale, values.shape)
     params = QuantParams.of(scale, 0, "int32", 0)
-    return graph.emit(ir.dequantize(ir.const(values), params), f"{name}_bias_dq")
+    return graph.emit(ir.dequantize(ir.const(values.astype("int32")), params), f"{name}_bias_dq")
 
 
 def pool(graph: Graph, op: TfliteOperator) -> None:

@@ -34,6 +34,26 @@ VERSIONS = {
 FLOAT_VERSIONS = {"DEQUANTIZE": 3}
 """Versions of the operators in float32 (DEQUANTIZE: of float16); all others have version 1."""
 
+VERSIONS16 = {
+    "CONV_2D": 4,
+    "DEPTHWISE_CONV_2D": 5,
+    "EXP": 2,
+    "FULLY_CONNECTED": 7,
+    "GATHER": 4,
+    "LEAKY_RELU": 2,
+    "MAXIMUM": 4,
+    "MINIMUM": 4,
+    "MUL": 4,
+    "QUANTIZE": 2,
+    "RESHAPE": 1,
+    "RESIZE_BILINEAR": 4,
+    "RESIZE_NEAREST_NEIGHBOR": 4,
+    "STRIDED_SLICE": 4,
+    "SUB": 5,
+    "TRANSPOSE": 4,
+}
+"""The same for operators with an int16 tensor; all others have version 3."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -85,7 +105,9 @@ class Writer:
         **fields: Any,
     ) -> None:
         """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries."""
-        key = (code, version or self._versions.get(code, self._version))
+        wide = any(value.spec.dtype == "int16" for value in (*inputs, *outputs))
+        known, usual = (VERSIONS16, 3) if wide else (self._versions, self._version)
+        key = (code, version or known.get(code, usual))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
         operator.inputs = np.array([value.index for value in inputs], "int32")

@@ -159,7 +159,7 @@ def test_equal_names_are_told_apart(litert: Any, files: Any) -> None:
 
 def test_everything_that_is_not_supported_is_named_at_once(litert: Any, files: Any) -> None:
     tensors = {name: litert.Tensor(files.SHAPE, "float32") for name in ("x", "a", "b", "c")}
-    tensors["c"] = litert.Tensor(files.SHAPE, "int16", 0.1)
+    tensors["c"] = litert.Tensor(files.SHAPE, "int16", 0.1, 3)
     nodes = ("ELU", ["x"], ["a"]), ("FLOOR", ["a"], ["b"]), ("QUANTIZE", ["b"], ["c"])
     with pytest.raises(ModelError) as caught:
         read_tflite(chain(litert, tensors, *nodes))
