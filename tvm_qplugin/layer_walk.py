@@ -20,7 +20,7 @@ from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.plan import grids_of
 from tvm_qplugin.passes.select_kernels import kernel_of
 
-LAYERS = ("qconv2d", "qdense")
+LAYERS = ("qconv2d", "qdense", "qconv2d16", "qdense16")
 WEIGHT, BIAS = 1, 2
 """Which arguments of these kernels are the weight (output channels first) and the bias."""
 
@@ -29,8 +29,8 @@ WEIGHT, BIAS = 1, 2
 class Layer:
     """A convolution or dense layer in integers.
 
-    ``name`` is that of its output, ``weight`` int8 [O, ...], ``bias`` int32 [O], ``scale`` float64 [O] of the
-    weight, ``unit`` float64 [O] of the bias (times the input's scale).
+    ``name`` is that of its output, ``weight`` int8 [O, ...], ``bias`` int32 (int16x8: int64) [O], ``scale``
+    float64 [O] of the weight, ``unit`` float64 [O] of the bias (times the input's scale).
     """
 
     name: str
@@ -42,6 +42,11 @@ class Layer:
     unit: Array
 
     @property
+    def dense(self) -> bool:
+        """Whether it is no convolution."""
+        return self.kernel.startswith("qdense")
+
+    @property
     def groups(self) -> int:
         """Of a convolution; a dense layer is one."""
         return int(self.params.get("groups", 1))
@@ -51,8 +56,8 @@ class Layer:
 
         All positions, or ``count`` chosen ones.
         """
-        distance = x.astype("float32") - self.params["in_zp"]
-        if self.kernel == "qdense":
+        distance = x.astype("float32") - self.params.get("in_zp", 0)
+        if self.dense:
             found = distance.reshape(-1, 1, 1, distance.shape[-1])
         else:
             found = windows({**self.params, "pool": self.weight.shape[1:3]}, distance, 0)

@@ -132,12 +132,13 @@ def _corrected(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
     mean = sum(value.astype("float64") for value in values) / len(values)
     patch = layer.per_group(layer.patches(np.asarray(mean)).mean(0, "float64", keepdims=True))[:, 0]
     acc = np.einsum("gok,gk->go", layer.rows(layer.weight).astype("float64"), patch).reshape(-1)
-    return np.clip(np.rint(wanted.mean / layer.unit - acc), *INTEGER_RANGE["int32"]).astype("int32")
+    exact = np.rint(wanted.mean / layer.unit - acc)
+    return np.clip(exact, *INTEGER_RANGE["int32"]).astype(layer.bias.dtype)
 
 
 def _rounded(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
     """The float weight rounded anew, for the inputs that the quantized layer gets."""
-    real = wanted.weight.T if layer.kernel == "qdense" else wanted.weight
+    real = wanted.weight.T if layer.dense else wanted.weight
     codes = real.reshape(len(real), -1).astype("float64") / layer.scale[:, None]
     count = max(ROWS, ROWS_PER_INPUT * layer.weight[0].size) // len(values)
     choose = np.random.default_rng(0)

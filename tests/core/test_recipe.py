@@ -56,6 +56,7 @@ def test_finding():
         ({"rules": [{"colour": "red"}]}, "colour"),
         ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),
         ({"rules": [{"scheme": "int4"}]}, "scheme 'int4' is unknown"),
+        ({"scheme": "fp16", "correct_bias": True}, "which scheme fp16 has no use for: choose one of int8"),
         ({"rules": [{"scheme": "fp16"}]}, "recipe 'int8' mixes the schemes fp16 and int8"),
     ],
 )

@@ -14,6 +14,7 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
 
 SCHEMES = ("int8", "int16x8", "fp16", "dynamic", "float")
+INTEGER_SCHEMES = ("int8", "int16x8")
 STORAGE_SCHEMES = ("fp16", "dynamic")
 """Schemes that change how weights are stored and need no calibration."""
 
@@ -82,6 +83,11 @@ class Recipe:
             raise RecipeError(
                 f"recipe {self.name!r} mixes the schemes {' and '.join(sorted(map(str, found)))}: use one of "
                 "them, and float for other layers"
+            )
+        if self.recovers and self.scheme not in INTEGER_SCHEMES:
+            raise RecipeError(
+                f"recipe {self.name!r} corrects biases or rounds adaptively, which scheme {self.scheme} has "
+                f"no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
             )
 
     @property
