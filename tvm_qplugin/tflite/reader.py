@@ -19,6 +19,7 @@ from tvm_qplugin.passes.fold_constants import FoldConstants
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.tflite import reader_elementwise as elementwise
 from tvm_qplugin.tflite import reader_layers as layers
+from tvm_qplugin.tflite import reader_lstm as recurrent
 from tvm_qplugin.tflite import reader_movement as movement
 from tvm_qplugin.tflite.file import TfliteModel, TfliteOperator, load
 from tvm_qplugin.tflite.reader_graph import ACTIVATIONS, QUANTIZED, Graph
@@ -33,6 +34,7 @@ OPERATORS: Mapping[str, Convert] = {
     "MAX_POOL_2D": layers.pool,
     "MEAN": layers.mean,
     "SOFTMAX": layers.softmax,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": recurrent.lstm,
     "RESIZE_BILINEAR": layers.resize,
     "RESIZE_NEAREST_NEIGHBOR": layers.resize,
     **{name: elementwise.arithmetic for name in ("ADD", "SUB", "MUL")},
@@ -113,7 +115,7 @@ def _module(model: TfliteModel) -> IRModule:
         _convert(graph, op)
     results = [graph.result(index) for index in model.outputs]
     main = graph.finish(params, results).with_attrs(_attributes(graph, params, results))
-    return IRModule({"main": main})
+    return IRModule({**graph.kernels, relax.GlobalVar("main"): main})
 
 
 def _convert(graph: Graph, op: TfliteOperator) -> None:

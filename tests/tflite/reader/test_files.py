@@ -58,13 +58,9 @@ def test_a_float_model(litert: Any, files: Any, shared_data: Path, name: str) ->
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4 * float(np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("tiny_kws_dscnn_hybrid_dynrange", "dynamic range"), ("mnist_lstm_int8", "is a variable")],
-)
-def test_models_that_cannot_be_read(litert: Any, files: Any, shared_data: Path, name: str, text: str) -> None:
-    with pytest.raises(ModelError, match=text):
-        load(model_of(shared_data, name))
+def test_a_model_that_cannot_be_read(litert: Any, files: Any, shared_data: Path) -> None:
+    with pytest.raises(ModelError, match="dynamic range"):
+        load(model_of(shared_data, "tiny_kws_dscnn_hybrid_dynrange"))
 
 
 def test_importing_twice_changes_nothing(litert: Any, files: Any) -> None:
