@@ -23,7 +23,7 @@ from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
-from tvm_qplugin.passes.select_kernels import SelectKernels
+from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import find_profile, profile_of, rules_of, tvm_target
@@ -119,9 +119,10 @@ def quantize_module(
 
 
 def is_quantized(module: IRModule) -> bool:
-    """Whether ``main`` already holds R.quantize or R.dequantize."""
-    found = {ir.op_name(value) for _, value in ir.bindings(ir.main_function(module))}
-    return bool(found & {"relax.quantize", "relax.dequantize"})
+    """Whether ``main`` already holds R.quantize, R.dequantize or a tagged kernel."""
+    values = [value for _, value in ir.bindings(ir.main_function(module))]
+    found = {ir.op_name(value) for value in values} & {"relax.quantize", "relax.dequantize"}
+    return bool(found) or any(kernel_of(module, value) is not None for value in values)
 
 
 def int8_pipeline(**options: Any) -> tvm.transform.Pass:

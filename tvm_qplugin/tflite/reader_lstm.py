@@ -49,6 +49,8 @@ def _check(graph: Graph, op: TfliteOperator) -> None:
         found.append("time as the first axis")
     if (activation := op.options["fused_activation_function"]) != "TANH":
         found.append(f"the activation {activation}")
+    if any(index < 0 or not graph.tensor(index).variable for index in op.inputs[STATES]):
+        found.append("initial states that are no variables")
     if graph.option(op, "diagonal_recurrent_tensors", False):
         found.append("diagonal recurrent weights")
     if found:
@@ -69,8 +71,8 @@ def _check_shapes(graph: Graph, op: TfliteOperator) -> None:
     if found != expected:
         raise graph.error(
             op,
-            f"weights, biases and output have shapes {found}; for input {[batch, steps, features]} and {cells} "
-            f"cells expected {expected}: the file is damaged, export it again",
+            f"weights, biases and output have shapes {found}; for input {[batch, steps, features]} and "
+            f"{cells} cells expected {expected}: the file is damaged, export it again",
         )
 
 

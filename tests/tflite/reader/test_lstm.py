@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm.ir import assert_structural_equal
 
 from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
@@ -67,6 +68,14 @@ def test_integers(litert: Any, lstms: Any, name: str) -> None:
         (wanted,) = litert.run(file, x).outputs
         np.testing.assert_array_equal(artifact.run(x)[0], wanted, strict=True)
         np.testing.assert_array_equal(simulate(module, x)[0], wanted, strict=True)
+
+
+def test_importing_twice_changes_nothing(litert: Any, lstms: Any) -> None:
+    case = lstms.Lstm()
+    module = load(lstms.file_of(litert, case))
+    again = load(module)
+    assert_structural_equal(again["main"].body, module["main"].body, map_free_vars=True)
+    np.testing.assert_array_equal(build(again).run(codes(case, 0)), build(module).run(codes(case, 0)))
 
 
 def test_every_call_starts_anew(litert: Any, lstms: Any) -> None:
@@ -135,6 +144,7 @@ def test_files_written_again(litert: Any, lstms: Any, name: str) -> None:
         ({1: None, 5: None, 12: None}, {}, "it has a coupled input and forget gate"),
         ({}, {"timeMajor": True}, "it has time as the first axis"),
         ({}, {"fusedActivationFunction": 1}, "it has the activation RELU"),
+        ({18: (1, 6), 19: (1, 6)}, {}, "it has initial states that are no variables"),
         ({10: (6,)}, {"timeMajor": True}, "it has peephole connections, time as the first axis;"),
     ],
 )
