@@ -66,7 +66,8 @@ def read_tflite(source: str | os.PathLike[str] | bytes) -> IRModule:
     """The canonical module of a file or its bytes: QDQ for a full integer one, else float.
 
     Integer inputs and outputs stay integer; their parameters stand in ``qplugin.io_params``. Compiled,
-    the module gives LiteRT's integers. Raises ModelError naming everything that cannot be read.
+    the module gives LiteRT's integers. It has no state: an LSTM starts from zeros at every call.
+    Raises ModelError naming everything that cannot be read.
     """
     model = load(source)
     problems = list(_problems(model))
