@@ -17,6 +17,7 @@ from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
+from tvm_qplugin.passes.match_tagged import tagged_plan
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
 from tvm_qplugin.passes.plan import (
     FUNCTIONS,
@@ -38,9 +39,9 @@ from tvm_qplugin.passes.spread_qdq import spread_qdq
 class LowerInteger:
     """Turn every recognized quantized operator into a ``call_tir`` of an integer kernel.
 
-    In: a QDQ module (NHWC). Out: kernels tagged with ``qplugin.kernel``, integers stored as
-    ``storage`` (uint8 = value + 128 suits VNNI) between them; what is not recognized stays float
-    between ``dequantize`` and ``quantize`` kernels. ``qplugin.report`` lists every operator,
+    In: a QDQ module (NHWC), possibly with tagged kernels. Out: kernels tagged with ``qplugin.kernel``,
+    integers stored as ``storage`` (uint8 = value + 128 suits VNNI) between them; what is not recognized
+    stays float between ``dequantize`` and ``quantize`` kernels. ``qplugin.report`` lists every operator,
     ``qplugin.grids`` has the scale and zero point of every integer tensor, ``qplugin.functions`` what
     tables stand for.
     """
@@ -52,7 +53,7 @@ class LowerInteger:
         mod = spread_qdq(mod)
         func = ir.main_function(mod)
         with ir.Emitter(mod) as out:
-            lowering = _Lowering(func, self.storage, out)
+            lowering = _Lowering(mod, self.storage, out)
             outputs = lowering.run()
             return out.finish(outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None})
 
@@ -60,14 +61,14 @@ class LowerInteger:
 class _Lowering:
     """One run: the plans of live variables and what they were emitted as."""
 
-    def __init__(self, func: relax.Function, storage: str, out: ir.Emitter) -> None:
-        self.func, self.storage, self.out = func, storage, out
-        self.defined = ir.definitions(func)
-        self.users = ir.consumers(func)
+    def __init__(self, mod: IRModule, storage: str, out: ir.Emitter) -> None:
+        self.mod, self.func, self.storage, self.out = mod, ir.main_function(mod), storage, out
+        self.defined = ir.definitions(self.func)
+        self.users = ir.consumers(self.func)
         self.plans: dict[relax.Var, Plan | None] = {}
         self.env: dict[relax.Var, relax.Expr] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
-        self.reasons = json.loads((func.attrs or {}).get(REASONS, "{}"))
+        self.reasons = json.loads((self.func.attrs or {}).get(REASONS, "{}"))
         self.report: list[dict[str, Any]] = []
         self.grids: dict[str, QuantParams] = {}
         self.functions: dict[str, dict[str, Any]] = {}
@@ -106,6 +107,8 @@ class _Lowering:
             return match(value, self.defined, self.storage) or self._quantize(value)
         if name == "relax.dequantize":
             return self._dequantize(var, value, None)
+        if name == "relax.call_tir":
+            return tagged_plan(self.mod, value)
         if name == "relax.permute_dims":
             inner = self.defined.get(value.args[0])
             if inner is not None and ir.op_name(inner) == "relax.dequantize":
@@ -164,6 +167,8 @@ class _Lowering:
         params = ir.qparams_of(value) if ir.op_name(value) == "relax.quantize" else None
         if params is not None:
             self.grids[name] = stored(params, self.storage)
+        if plan.result is not None:
+            self.grids[name] = plan.result
         if plan.weight is not None:
             self.grids[f"{name}_weight"] = plan.weight
         for i, source in enumerate(plan.sources):

@@ -46,7 +46,8 @@ class Plan:
 
     ``sources`` are quantized operands, ``floats`` float variables, ``constants`` arrays; they become
     the kernel's arguments in this order. ``rebuild`` makes the operator of a movement. ``weight`` is the grid
-    of the weight among the constants, ``function`` what a table was filled by: ``operators``, ``alpha``.
+    of the weight among the constants, ``function`` what a table was filled by: ``operators``, ``alpha``;
+    ``result`` is the grid of an output that no ``R.quantize`` tells.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Plan:
     macs: int = 0
     weight: QuantParams | None = None
     function: Mapping[str, Any] = field(default_factory=dict)
+    result: QuantParams | None = None
 
     @property
     def weight_bytes(self) -> int:

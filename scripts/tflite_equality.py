@@ -1,6 +1,7 @@
 """Export the real models as .tflite and compare what LiteRT computes with the oracle and with model.so.
 
-python scripts/tflite_equality.py [MODEL ...] [--samples 50] [--dev N] [--recipe NAME] [--json]. Prints
+python scripts/tflite_equality.py [MODEL ...] [--samples 50] [--dev N] [--recipe NAME] [--target edgetpu]
+[--correct-bias] [--adaptive-rounding] [--json]. Prints
 for each model how many output elements differ, in how many layers, the accuracy of the file and of TFLite
 converter's own (int8) on the dev set, and the sizes. Exit code 1 where anything differs.
 """
@@ -11,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,17 @@ from real_models import RealModel
 from tvm.ir import IRModule
 
 from tvm_qplugin.api import quantize
-from tvm_qplugin.builder import build
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.builder import build, io_of
+from tvm_qplugin.core.qparams import Array, QuantParams
+from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.exporter import exported
 from tvm_qplugin.samples import fit_sample, inputs_of
 from tvm_qplugin.simulator import Simulator
+from tvm_qplugin.targets import find_profile
+from tvm_qplugin.targets.devices import find_device
+from tvm_qplugin.tflite.check import check
 from tvm_qplugin.tflite.export import Exported
+from tvm_qplugin.tflite.file import load as read
 
 
 @dataclass
@@ -48,6 +54,9 @@ class Row:
     accuracy: float = 0.0
     converter_accuracy: float | None = None
     bytes: int = 0
+    mapped: int | None = None
+    operators: int = 0
+    not_mapped: list[str] = field(default_factory=list)
     converter_bytes: int | None = None
 
     @property
@@ -94,11 +103,16 @@ def measure(model: RealModel, args: argparse.Namespace) -> Row:
     """Quantize, export, compare, evaluate."""
     module = quantize(
         model.path,
-        recipe=args.recipe,
+        recipe=_recipe(args),
+        target=args.target or "host",
         calibration=model.calibration,
         limit=args.calibration,
     )
-    made, row = exported(module), Row(model.name, metric=model.metric)
+    made, row = exported(module, target=args.target), Row(model.name, metric=model.metric)
+    if args.target is not None:
+        found = check(read(made.data), find_device(args.target))
+        row.mapped, row.operators = found.mapped, len(found.findings)
+        row.not_mapped = [f"{f.operator} ({f.rule})" for f in found.findings if f.placed == "cpu"]
     if args.keep is not None:
         (args.keep / f"{model.name}.tflite").write_bytes(made.data)
     row.bytes = len(made.data)
@@ -112,20 +126,29 @@ def measure(model: RealModel, args: argparse.Namespace) -> Row:
     return row
 
 
+def _recipe(args: argparse.Namespace) -> Recipe:
+    """The recipe that was named, or the target's, with the steps that were asked for."""
+    found = find_recipe(args.recipe or find_profile(args.target or "host").recipe)
+    return replace(found, correct_bias=args.correct_bias, adaptive_rounding=args.adaptive_rounding)
+
+
 def _layout(made: Exported) -> tuple[Sequence[bool], Sequence[bool]]:
     return made.nhwc_inputs, made.nhwc_outputs
 
 
+def _fitted(index: int, sample: Array, module: IRModule) -> list[Array]:
+    """A sample as the module takes it; integer inputs by their parameters."""
+    infos, inputs = io_of(module)[0], inputs_of(module)
+    grids = [QuantParams.from_json(info.qparams) if info.qparams else None for info in infos]
+    given = [sample if grid is None else grid.quantize(sample) for grid in grids]
+    return fit_sample(index, given, inputs)
+
+
 def _compare(row: Row, model: RealModel, module: IRModule, made: Exported, samples: int) -> None:
     """Count the output elements in which LiteRT, the oracle and model.so differ."""
-    lite, oracle, artifact, inputs = (
-        LiteRT(made.data, _layout(made)),
-        Simulator(module),
-        build(module),
-        inputs_of(module),
-    )
+    lite, oracle, artifact = LiteRT(made.data, _layout(made)), Simulator(module), build(module)
     for index, (sample, _) in enumerate(model.evaluation(samples)):
-        arrays = fit_sample(index, sample, inputs)
+        arrays = _fitted(index, sample, module)
         results = zip(lite.run(arrays), oracle.run(*arrays), artifact.run(*arrays), strict=True)
         for real, wanted, compiled in results:
             row.compared += wanted.size
@@ -136,9 +159,9 @@ def _compare(row: Row, model: RealModel, module: IRModule, made: Exported, sampl
 
 def _compare_layers(row: Row, model: RealModel, module: IRModule) -> None:
     """One sample, every tensor."""
-    made, inputs = exported(module, every_layer=True), inputs_of(module)
+    made = exported(module, every_layer=True)
     sample, _ = next(iter(model.evaluation(1)))
-    arrays = fit_sample(0, sample, inputs)
+    arrays = _fitted(0, sample, module)
     wanted = Simulator(module).tensors(*arrays)
     results = LiteRT(made.data, _layout(made)).run(arrays)[-len(made.layers) :]
     row.layers = len(made.layers)
@@ -169,6 +192,8 @@ def text(row: Row) -> str:
     if row.converter_accuracy is not None and row.converter_bytes:
         lines[-2] += f", TFLite converter's {row.converter_accuracy:.4g}"
         lines[-1] += f", {row.bytes / row.converter_bytes:.3f} x the converter's {row.converter_bytes:,}"
+    if row.mapped is not None:
+        lines.append(f"{row.mapped} of {row.operators} operators mapped {row.not_mapped or ''}")
     return "\n  ".join(lines)
 
 
@@ -180,7 +205,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=50, help="samples to compare")
     parser.add_argument("--dev", type=int, help="evaluate on the first N samples of the dev set only")
     parser.add_argument("--calibration", type=int, help="calibrate with at most N samples")
-    parser.add_argument("--recipe", default="int8", help="a name or a JSON file; default: int8")
+    parser.add_argument("--recipe", help="a name or a JSON file; default: int8, or the target's")
+    parser.add_argument("--target", help="the device that the file is for: edgetpu or ethos-u")
+    parser.add_argument("--correct-bias", action="store_true", help="as `tvm-qplugin quantize` does")
+    parser.add_argument("--adaptive-rounding", action="store_true", help="as `tvm-qplugin quantize` does")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the files here")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     return parser.parse_args(argv)

@@ -20,6 +20,7 @@ from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import ExpandWeights
+from tvm_qplugin.passes.match_tagged import tagged_plan
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
 from tvm_qplugin.targets import find_profile, tvm_target
@@ -154,6 +155,9 @@ def tensors_of(module: IRModule) -> dict[str, dict[str, Any]]:
     found = {}
     for var, value in ir.bindings(ir.main_function(module)):
         name = ir.op_name(value)
+        tagged = tagged_plan(module, value) if name == "relax.call_tir" else None
+        if tagged is not None and tagged.result is not None:
+            found[var.name] = tagged.result.to_json()
         params = ir.qparams_of(value) if name in ("relax.quantize", "relax.dequantize") else None
         if params is None:
             continue

@@ -26,7 +26,7 @@ from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
-from tvm_qplugin.passes.select_kernels import SelectKernels
+from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
 from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
@@ -193,11 +193,12 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
 
 
 def is_quantized(module: IRModule) -> bool:
-    """Whether ``main`` already holds R.quantize or R.dequantize of more than stored constants."""
+    """Whether ``main`` holds R.quantize or R.dequantize of more than stored constants, or a tagged kernel."""
     if scheme_of(module):
         return False
-    found = {ir.op_name(value) for _, value in ir.bindings(ir.main_function(module))}
-    return bool(found & {"relax.quantize", "relax.dequantize"})
+    values = [value for _, value in ir.bindings(ir.main_function(module))]
+    found = {ir.op_name(value) for value in values} & {"relax.quantize", "relax.dequantize"}
+    return bool(found) or any(kernel_of(module, value) is not None for value in values)
 
 
 def int8_pipeline(**options: Any) -> tvm.transform.Pass:

@@ -57,6 +57,7 @@ class Tensor:
     zero_point: int = 0
     data: Array | None = None
     axis: int = 0
+    variable: bool = False
 
 
 def constant(values: Any, dtype: str, scale: Any = None, axis: int = 0, zero_point: int = 0) -> Tensor:
@@ -75,6 +76,7 @@ class Node:
     options: str = ""
     fields: Mapping[str, Any] | None = None
     version: int | None = None
+    intermediates: tuple[str, ...] = ()
 
 
 def write(
@@ -109,6 +111,7 @@ def _operator(node: Node, code: int, index: Mapping[str, int]) -> Any:
     operator.opcodeIndex = code
     operator.inputs = [index[n] if n else -1 for n in node.inputs]
     operator.outputs = [index[n] for n in node.outputs]
+    operator.intermediates = [index[n] for n in node.intermediates]
     if node.options:
         operator.builtinOptionsType = getattr(schema.BuiltinOptions, node.options)
         operator.builtinOptions = getattr(schema, node.options + "T")()
@@ -121,7 +124,7 @@ def _operator(node: Node, code: int, index: Mapping[str, int]) -> Any:
 def _tensor(name: str, tensor: Tensor, buffers: list[Any]) -> Any:
     made = schema.TensorT()
     made.name, made.shape, made.type = name, list(tensor.shape), _TYPES[tensor.dtype]
-    made.buffer = 0
+    made.buffer, made.isVariable = 0, tensor.variable
     if tensor.data is not None:
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(tensor.data).tobytes(), "uint8")

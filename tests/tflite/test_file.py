@@ -31,7 +31,6 @@ DAMAGE, FOREIGN, objects, pack = d.DAMAGE, d.FOREIGN, d.objects, d.pack
 SHARED = Path(os.environ.get("QPLUGIN_DATA", "../shared")) / "models/tflite"
 ABSENT = pytest.param(None, marks=pytest.mark.skip(f"no files in {SHARED} (set QPLUGIN_DATA)"))
 FILES = sorted(SHARED.glob("*.tflite")) or [ABSENT]
-STATEFUL = ("mnist_lstm_float", "mnist_lstm_int8")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,7 @@ def test_overlapping_tables(litert: Any) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p and p.stem)
 def test_files_of_the_converter(litert: Any, path: Path) -> None:
     interpreter = litert.Interpreter(str(path))
-    model = load(path, strict=path.stem not in STATEFUL)
+    model = load(path)
     assert [model.tensors[i].name for i in model.inputs] == [
         d["name"] for d in interpreter.get_input_details()
     ]

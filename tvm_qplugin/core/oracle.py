@@ -5,8 +5,9 @@ the delegate leaves an operator to them (AVERAGE_POOL_2D, SOFTMAX, nearest resiz
 
 A kernel function takes the kernel's parameters, its arrays and the output's dtype. Tensors are NHWC,
 weights OHWI (I = channels per group), ``q`` is int8 or uint8; where the table says so, int16 as well. The
-other kernels of int16 stand in ``oracle16.py``. Common parameters: ``in_zp``/``a_zp``/``b_zp``/``out_zp``
-zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows it).
+other kernels of int16 stand in ``oracle16.py``, the LSTM in ``lstm.py``. Common parameters: ``in_zp``/
+``a_zp``/``b_zp``/``out_zp`` zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows
+it).
 
 | kernel | arrays | parameters beside the common ones |
 |---|---|---|
@@ -26,6 +27,7 @@ zero points, ``lo``/``hi`` the clamp of the output (a fused activation narrows i
 | qresize2d (int16: nearest) | q | size, method, coordinate, rounding |
 | qclamp (int16) | q | |
 | qpad (int16) | q | pad_width (before, after per axis, flat), value |
+| qlstm | q, weights and biases of the gates | see ``lstm.py`` |
 | fconv2d, fdense | as qconv2d, qdense in float32, no multiplier | lo, hi may be null |
 """
 
@@ -38,6 +40,7 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import Params
 from tvm_qplugin.core.fixed_point import multiply
+from tvm_qplugin.core.lstm import qlstm
 from tvm_qplugin.core.oracle16 import ORACLE16
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, centre, mean_offset, requantize, rescale
 from tvm_qplugin.core.windows import convolve, windows
@@ -246,6 +249,7 @@ ORACLE: dict[str, Oracle] = {
     "qresize2d": qresize2d,
     "qclamp": qclamp,
     "qpad": qpad,
+    "qlstm": qlstm,
     "fconv2d": fconv2d,
     "fdense": fdense,
     **ORACLE16,

@@ -17,7 +17,8 @@ from tvm_qplugin.kernels.shapes import output_shape
 
 __all__ = ["KERNELS", "build_kernel", "extra_constants", "output_shape"]
 
-Definition = Callable[[Params, Sequence[te.Tensor], TensorSpec], te.Tensor]
+Definition = Callable[[Params, Sequence[te.Tensor], TensorSpec], te.Tensor | tirx.PrimFunc]
+"""An output computed from the inputs, or a complete function that no schedule is to touch."""
 
 KERNELS = {
     "quantize": "elementwise:quantize",
@@ -36,6 +37,7 @@ KERNELS = {
     "qmaxpool2d": "pool:qmaxpool2d",
     "qmean": "pool:qmean",
     "qsoftmax": "softmax:qsoftmax",
+    "qlstm": "lstm:qlstm",
     "qresize2d": "resize:qresize2d",
     "qpad": "movement:qpad",
     "requantize16": "elementwise16:requantize16",
@@ -59,7 +61,8 @@ def build_kernel(name: str, params: Params, args: Sequence[TensorSpec], out: Ten
     specs = [*args, *(TensorSpec(a.shape, str(a.dtype)) for a in extra_constants(name, params, args))]
     inputs = [te.placeholder(s.shape, s.dtype, name=f"arg{i}") for i, s in enumerate(specs)]
     result = _definition(name)(params, inside_halo(params, inputs), inside_halo_spec(params, out))
-    func = te.create_prim_func([*inputs, with_halo(params, result)])
+    complete = isinstance(result, tirx.PrimFunc)
+    func = result if complete else te.create_prim_func([*inputs, with_halo(params, result)])
     return func.with_attrs({KERNEL: name, PARAMS: encode_params(params), "tirx.noalias": True})
 
 

@@ -53,6 +53,11 @@ def _dense(p: Params, shapes: Sequence[Shape]) -> Shape:
     return (*shapes[0][:-1], shapes[1][0])
 
 
+def _recurrent(p: Params, shapes: Sequence[Shape]) -> Shape:
+    """``[N, T, C]``: as many features as the recurrent weights [gates, C, C] have."""
+    return (*shapes[0][:2], shapes[2][2])
+
+
 def _mean(p: Params, shapes: Sequence[Shape]) -> Shape:
     reduced = {axis % len(shapes[0]) for axis in p["axes"]}
     if p["keepdims"]:
@@ -82,6 +87,7 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "qdense": _dense,
     "fdense": _dense,
     "qmean": _mean,
+    "qlstm": _recurrent,
     "qresize2d": _resized,
     "qpad": _padded,
 }

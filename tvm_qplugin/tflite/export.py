@@ -19,7 +19,7 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.canonicalize import IO
 from tvm_qplugin.passes.plan import FUNCTIONS, grids_of
 from tvm_qplugin.passes.select_kernels import kernel_of
-from tvm_qplugin.tflite import ops_arithmetic, ops_table, ops_window
+from tvm_qplugin.tflite import ops_arithmetic, ops_lstm, ops_table, ops_window
 from tvm_qplugin.tflite.node import Node
 from tvm_qplugin.tflite.ops_movement import MOVEMENTS, permutation
 from tvm_qplugin.tflite.writer import Value, Writer
@@ -37,6 +37,7 @@ EMITTERS: dict[str, Emitter] = {
     "qsoftmax": ops_arithmetic.softmax,
     "qclamp": ops_arithmetic.clamp,
     "qlut": ops_table.table,
+    "qlstm": ops_lstm.lstm,
     "qconv2d": ops_window.conv2d,
     "qdense": ops_window.dense,
     "qavgpool2d": ops_window.average_pool,

@@ -18,6 +18,8 @@ from tvm_qplugin.tflite.options import names_of, read_options, schema
 
 IDENTIFIER, SCHEMA_VERSION = b"TFL3", 3
 MAX_RANK, MAX_ELEMENTS = 8, 2**31 - 1
+LSTM, STATES = "UNIDIRECTIONAL_SEQUENCE_LSTM", slice(18, 20)
+"""The operator whose variables can be read, and where they stand: hidden state, cell state."""
 DTYPES = {
     "FLOAT32": "float32",
     "FLOAT16": "float16",
@@ -41,9 +43,9 @@ class TfliteTensor:
 
     ``quant.dtype`` is int32 for int64 biases (their zero point is 0). ``unknown`` are the dimensions
     that the file leaves open; ``shape`` has what it proposes, as LiteRT runs it (converters leave the
-    batch open and propose 1). Only files loaded with ``strict=False`` have other open extents (-1 in
-    ``shape`` where nothing is proposed), ``variable`` tensors (state), and ``sparse`` constants: those
-    have no ``data`` but ``nbytes``, their size in the file.
+    batch open and propose 1). ``variable`` tensors are states that outlive a run. Only files loaded with
+    ``strict=False`` have other open extents (-1 in ``shape`` where nothing is proposed) and ``sparse``
+    constants: those have no ``data`` but ``nbytes``, their size in the file.
     """
 
     name: str
@@ -110,8 +112,8 @@ def load(source: str | os.PathLike[str] | bytes, *, strict: bool = True) -> Tfli
     """Read a file, or its bytes.
 
     ``strict`` refuses what no static importer can run: custom operators, unknown extents other than the
-    batch, variable tensors (state) and sparse weights. Raises ModelError for any file that is damaged
-    or foreign, TargetError if the schema (extra ``tflite``) is not installed.
+    batch, variable tensors (state) other than an LSTM's, and sparse weights. Raises ModelError for any file
+    that is damaged or foreign, TargetError if the schema (extra ``tflite``) is not installed.
     """
     schema()
     data, where = (source, "the file") if isinstance(source, bytes) else (_bytes(Path(source)), str(source))
@@ -161,6 +163,8 @@ class _Reader:
         operators = tuple(self._operator(table) for table in graph.tables(3, "operator"))
         inputs, outputs = self._indices(graph, 1), self._indices(graph, 2)
         self._check_order(operators, inputs, outputs)
+        if self.strict:
+            self._check_states(operators, inputs, outputs)
         metadata = {table.text(0): self._buffer_at(table, 1) for table in root.tables(6, "metadata")}
         signatures = [self._signature(table) for table in root.tables(7, "signature")]
         stored = {name: data.tobytes() for name, data in metadata.items()}
@@ -206,13 +210,11 @@ class _Reader:
         shape, unknown = self._shape(table)
         stored, sparse = self._buffer_at(table, 2), table.table(6, f"sparsity of {name}") is not None
         variable = bool(table.number(5, "<B"))
-        if self.strict and variable:
-            raise table.error("is a variable (state that outlives a run); expected none: unroll the loop")
         if self.strict and sparse:
             raise table.error("is stored sparse; expected dense weights: export without sparse storage")
         data = None if sparse or -1 in shape else _data(table, stored, shape, dtype)
         if variable and data is not None and data.size:
-            raise table.error(f"is variable and holds data; expected one or the other: {AGAIN}")
+            raise table.error(f"is a variable and holds data; expected one or the other: {AGAIN}")
         quant = _quantization(table, shape, dtype)
         return TfliteTensor(name, shape, dtype, quant, data, unknown, variable, sparse, stored.size)
 
@@ -273,6 +275,25 @@ class _Reader:
         for index in outputs:
             if index not in made:
                 raise ModelError(f"output {self._called(index)} is made by no operator; {AGAIN}")
+
+    def _check_states(
+        self, operators: tuple[TfliteOperator, ...], inputs: tuple[int, ...], outputs: tuple[int, ...]
+    ) -> None:
+        """Every variable is the state of one LSTM and read by nothing else."""
+        for index, tensor in enumerate(self.tensors):
+            if not tensor.variable:
+                continue
+            readers = [op for op in operators if index in (*op.inputs, *op.outputs)]
+            if not readers and index not in (*inputs, *outputs):
+                continue
+            states = [op for op in readers if op.name == LSTM and index in op.inputs[STATES]]
+            if len(readers) != 1 or len(states) != 1 or index in (*inputs, *outputs):
+                users = ", ".join(op.name for op in readers) or "the model"
+                raise ModelError(
+                    f"{self._called(index)} is a variable (state that outlives a run) of {users}; expected "
+                    f"none but the states of one {LSTM}: export the model with that operator, or unroll the "
+                    "loop"
+                )
 
     def _called(self, index: int) -> str:
         return f"tensor {index} ({self.tensors[index].name})"

@@ -20,6 +20,7 @@ from tvm_qplugin.passes.fold_constants import FoldConstants
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.tflite import reader_elementwise as elementwise
 from tvm_qplugin.tflite import reader_layers as layers
+from tvm_qplugin.tflite import reader_lstm as recurrent
 from tvm_qplugin.tflite import reader_movement as movement
 from tvm_qplugin.tflite.file import TfliteModel, TfliteOperator, load
 from tvm_qplugin.tflite.reader_graph import ACTIVATIONS, QUANTIZED, Graph
@@ -34,6 +35,7 @@ OPERATORS: Mapping[str, Convert] = {
     "MAX_POOL_2D": layers.pool,
     "MEAN": layers.mean,
     "SOFTMAX": layers.softmax,
+    "UNIDIRECTIONAL_SEQUENCE_LSTM": recurrent.lstm,
     "RESIZE_BILINEAR": layers.resize,
     "RESIZE_NEAREST_NEIGHBOR": layers.resize,
     **{name: elementwise.arithmetic for name in ("ADD", "SUB", "MUL")},
@@ -73,7 +75,8 @@ def read_tflite(source: str | os.PathLike[str] | bytes) -> IRModule:
 
     Float16 constants and int8 weights of float layers make it one of the scheme ``fp16`` or ``dynamic``.
     Integer inputs and outputs stay integer; their parameters stand in ``qplugin.io_params``. Compiled,
-    the module gives LiteRT's integers. Raises ModelError naming everything that cannot be read.
+    the module gives LiteRT's integers. It has no state: an LSTM starts from zeros at every call.
+    Raises ModelError naming everything that cannot be read.
     """
     model = load(source)
     problems = list(_problems(model))
@@ -122,7 +125,7 @@ def _module(model: TfliteModel) -> IRModule:
         _convert(graph, op)
     results = [graph.result(index) for index in model.outputs]
     main = graph.finish(params, results).with_attrs(_attributes(graph, params, results))
-    return IRModule({"main": main})
+    return IRModule({**graph.kernels, relax.GlobalVar("main"): main})
 
 
 def _convert(graph: Graph, op: TfliteOperator) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from tvm import relax
+from tvm import relax, tirx
 
+from tvm_qplugin.core.attrs import KERNEL
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
@@ -37,6 +38,7 @@ class Graph:
         self.model = model
         self.names = _unique([tensor.name for tensor in model.tensors])
         self._builder = relax.BlockBuilder()
+        self.kernels: dict[relax.GlobalVar, tirx.PrimFunc] = {}
         self._bindings: list[relax.VarBinding] = []
         self._used = {self.names[index] for index in model.inputs}
         self._reals: dict[int, relax.Expr] = {}
@@ -64,6 +66,12 @@ class Graph:
         value = self._builder.normalize(expr)
         var = relax.DataflowVar(self._fresh(name), value.ty)
         self._bindings.append(relax.VarBinding(var, value))
+        return var
+
+    def kernel(self, func: tirx.PrimFunc) -> relax.GlobalVar:
+        """A tagged kernel as a function of the module."""
+        var = self._builder.add_func(func.without_attr("global_symbol"), str(func.attrs[KERNEL]))
+        self.kernels[var] = func.without_attr("global_symbol")
         return var
 
     def _fresh(self, name: str) -> str:
@@ -157,6 +165,14 @@ class Graph:
             return ir.const(values)
         self._reals[index] = self.emit(ir.dequantize(ir.const(values), grid), f"{self.names[index]}_dq")
         return self._reals[index]
+
+    def codes(self, index: int) -> relax.Expr:
+        """A quantized tensor as integers on its grid."""
+        found, grid = self._integers.get(index), self.grid(index)
+        assert grid is not None
+        if found is not None:
+            return found
+        return self.emit(ir.quantize(self.real(index), grid), f"{self.names[index]}_q")
 
     def scalar(self, index: int) -> relax.Expr | None:
         """A constant of one element as a scalar of real numbers."""

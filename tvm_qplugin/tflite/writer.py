@@ -82,9 +82,13 @@ class Writer:
         self._codes: dict[tuple[str, int], int] = {}
         self._constants: dict[tuple[Any, ...], Value] = {}
 
-    def tensor(self, name: str, spec: TensorSpec, grid: QuantParams | None = None) -> Value:
-        """A tensor that an operator computes, or an input."""
-        return self._add(name, spec, grid, 0)
+    def tensor(
+        self, name: str, spec: TensorSpec, grid: QuantParams | None = None, variable: bool = False
+    ) -> Value:
+        """A tensor that an operator computes, an input, or a ``variable``: state that outlives a run."""
+        made = self._add(name, spec, grid, 0)
+        self._graph.tensors[made.index].isVariable = variable
+        return made
 
     def constant(self, name: str, array: Array, grid: QuantParams | None = None) -> Value:
         """A tensor stored in the file; equal data is stored once, an equal tensor made once."""
@@ -98,19 +102,24 @@ class Writer:
     def operator(
         self,
         code: str,
-        inputs: Sequence[Value],
+        inputs: Sequence[Value | None],
         outputs: Sequence[Value],
         options: str = "",
         version: int | None = None,
+        intermediates: Sequence[Value] = (),
         **fields: Any,
     ) -> None:
-        """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries."""
-        wide = any(value.spec.dtype == "int16" for value in (*inputs, *outputs))
+        """Append an operator: ``options`` is the name of its table of options, ``fields`` its entries.
+
+        An input of None is an optional one left out.
+        """
+        wide = any(value is not None and value.spec.dtype == "int16" for value in (*inputs, *outputs))
         known, usual = (VERSIONS16, 3) if wide else (self._versions, self._version)
         key = (code, version or known.get(code, usual))
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.setdefault(key, len(self._codes))
-        operator.inputs = np.array([value.index for value in inputs], "int32")
+        operator.inputs = np.array([-1 if value is None else value.index for value in inputs], "int32")
+        operator.intermediates = [value.index for value in intermediates]
         operator.outputs = np.array([value.index for value in outputs], "int32")
         if options:
             operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, options)

@@ -80,15 +80,6 @@ def test_an_uint8_weight_of_a_float_layer(litert: Any, files: Any) -> None:
         read_tflite(chain(litert, tensors, ("FULLY_CONNECTED", ["x", "w"], ["y"])))
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("mnist_lstm_float", "is a variable"), ("mnist_lstm_int8", "is a variable")],
-)
-def test_models_that_cannot_be_read(litert: Any, files: Any, shared_data: Path, name: str, text: str) -> None:
-    with pytest.raises(ModelError, match=text):
-        load(model_of(shared_data, name))
-
-
 def test_importing_twice_changes_nothing(litert: Any, files: Any) -> None:
     for quantized in (True, False):
         module = load(files.file_of(litert, "conv", quantized))
