@@ -9,6 +9,10 @@ cd "$ROOT"
 SLOW_SAMPLE=(
   tests/test_packaging.py
   tests/test_real_models.py::test_whole_way_equals_oracle
+  tests/tflite/test_export.py::test_real_models
+  tests/tflite/test_export16.py::test_real_models
+  tests/tflite/test_export_float.py::test_a_real_model
+  tests/tflite/test_vela.py::test_our_exports_run_on_the_npu
   'tests/random_graphs/test_random_graphs.py::test_other_profiles_at_length[200-'
 )
 

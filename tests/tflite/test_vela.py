@@ -21,7 +21,6 @@ from tvm_qplugin.targets.ethosu import ETHOS_U
 from tvm_qplugin.tflite.check import check
 from tvm_qplugin.tflite.file import TfliteModel, TfliteOperator, load
 
-SHARED = Path(os.environ.get("QPLUGIN_DATA", "../shared")) / "models/tflite"
 CORES = {4: ["--debug-force-legacy-core"], 5: []}
 """Versions of the table, and how Vela 5 is told to be one."""
 UNREPORTED: dict[int, set[str]] = {4: set(), 5: {"ARG_MAX"}}
@@ -268,11 +267,11 @@ def alone(model: TfliteModel, operator: TfliteOperator) -> Any:
 
 
 @pytest.mark.parametrize(("name", "target"), EXPORTS)
-def test_our_exports_run_on_the_npu(litert: Any, tmp_path: Path, name: str, target: str) -> None:
+def test_our_exports_run_on_the_npu(
+    litert: Any, shared_data: Path, tmp_path: Path, name: str, target: str
+) -> None:
     """As many operators as predicted: a RESHAPE costs none, MEAN and SOFTMAX as many as alone."""
-    path = SHARED.parent / f"{name}.onnx"
-    if not path.exists():
-        pytest.skip(f"{path} is absent (set QPLUGIN_DATA)")
+    path = shared_data / "models" / f"{name}.onnx"
     noise = np.random.default_rng(0).normal(size=MODELS[name]).astype("float32")
     file = export_tflite(quantize(path, calibration=[noise], target=target), target=target)
     model, result = load(file), check(load(file), ETHOS_U)
@@ -286,10 +285,8 @@ def test_our_exports_run_on_the_npu(litert: Any, tmp_path: Path, name: str, targ
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_files_of_the_converter(litert: Any, tmp_path: Path, name: str) -> None:
-    path = SHARED / f"{name}.tflite"
-    if not path.exists():
-        pytest.skip(f"{path} is absent (set QPLUGIN_DATA)")
+def test_files_of_the_converter(litert: Any, shared_data: Path, tmp_path: Path, name: str) -> None:
+    path = shared_data / "models" / "tflite" / f"{name}.tflite"
     result = check(load(path, strict=False), ETHOS_U)
     cpu, npu = compiled(tmp_path, 5, {name: path.read_bytes()})[name]
     assert cpu == len(result.findings) - result.mapped
