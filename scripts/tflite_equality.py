@@ -1,9 +1,9 @@
 """Export the real models as .tflite and compare what LiteRT computes with the oracle and with model.so.
 
 python scripts/tflite_equality.py [MODEL ...] [--samples 50] [--dev N] [--recipe NAME] [--target edgetpu]
-[--correct-bias] [--adaptive-rounding] [--json]. Prints
-for each model how many output elements differ, in how many layers, the accuracy of the file and of TFLite
-converter's own (int8) on the dev set, and the sizes. Exit code 1 where anything differs.
+[--correct-bias] [--adaptive-rounding] [--json]. Prints for each model how many output elements differ, in
+how many layers (of floats: by how much), the accuracy of the file and of TFLite converter's own (int8) on
+the dev set, and the sizes. Exit code 1 where integers differ.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tvm_qplugin.builder import build, io_of
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.exporter import exported
+from tvm_qplugin.pipeline import is_quantized
 from tvm_qplugin.samples import fit_sample, inputs_of
 from tvm_qplugin.simulator import Simulator
 from tvm_qplugin.targets import find_profile
@@ -47,6 +48,7 @@ class Row:
     compared: int = 0
     differs_from_oracle: int = 0
     differs_from_so: int = 0
+    error: float | None = None
     layers: int = 0
     layers_that_differ: list[str] = field(default_factory=list)
     metric: str = ""
@@ -116,8 +118,11 @@ def measure(model: RealModel, args: argparse.Namespace) -> Row:
     if args.keep is not None:
         (args.keep / f"{model.name}.tflite").write_bytes(made.data)
     row.bytes = len(made.data)
-    _compare(row, model, module, made, args.samples)
-    _compare_layers(row, model, module)
+    if is_quantized(module):
+        _compare(row, model, module, made, args.samples)
+        _compare_layers(row, model, module)
+    else:
+        _compare_floats(row, model, module, made, args.samples)
     row.accuracy, row.dev_samples = _accuracy(model, LiteRT(made.data, _layout(made)), args.dev)
     if model.tflite_path is not None:
         theirs = model.tflite_path.read_bytes()
@@ -157,6 +162,17 @@ def _compare(row: Row, model: RealModel, module: IRModule, made: Exported, sampl
         row.samples += 1
 
 
+def _compare_floats(row: Row, model: RealModel, module: IRModule, made: Exported, samples: int) -> None:
+    """The largest difference between LiteRT and ``simulate``, relative to the largest element."""
+    lite, oracle = LiteRT(made.data, _layout(made)), Simulator(module)
+    for index, (sample, _) in enumerate(model.evaluation(samples)):
+        arrays = _fitted(index, sample, module)
+        for real, wanted in zip(lite.run(arrays), oracle.run(*arrays), strict=True):
+            row.compared += wanted.size
+            row.error = max(row.error or 0.0, float(np.abs(real - wanted).max() / np.abs(wanted).max()))
+        row.samples += 1
+
+
 def _compare_layers(row: Row, model: RealModel, module: IRModule) -> None:
     """One sample, every tensor."""
     made = exported(module, every_layer=True)
@@ -182,12 +198,12 @@ def _accuracy(model: RealModel, lite: LiteRT, limit: int | None) -> tuple[float,
 
 def text(row: Row) -> str:
     """One model as lines for people."""
-    lines = [row.model]
-    lines += [
-        f"{row.samples} samples, {row.compared} elements: {row.differs_from_oracle} differ from the oracle"
-    ]
-    lines[-1] += f", {row.differs_from_so} from model.so"
-    lines += [f"{row.layers} layers, {len(row.layers_that_differ)} differ {row.layers_that_differ or ''}"]
+    lines = [row.model, f"{row.samples} samples, {row.compared} elements: "]
+    if row.error is not None:
+        lines[-1] += f"at most {row.error:.2g} of the largest beside simulate"
+    else:
+        lines[-1] += f"{row.differs_from_oracle} differ from the oracle, {row.differs_from_so} from model.so"
+        lines += [f"{row.layers} layers, {len(row.layers_that_differ)} differ {row.layers_that_differ or ''}"]
     lines += [f"{row.metric} of {row.dev_samples}: {row.accuracy:.4g}", f"{row.bytes:,} bytes"]
     if row.converter_accuracy is not None and row.converter_bytes:
         lines[-2] += f", TFLite converter's {row.converter_accuracy:.4g}"
