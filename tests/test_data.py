@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.data import open_labelled, open_samples
 from tvm_qplugin.preprocess import PRESETS, Preprocess
+from tvm_qplugin.samples import fit_array
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), "uint8")
@@ -239,3 +241,22 @@ def test_other_sets(shared_data):
     assert len(open_samples(shared_data / "data" / "seg_coco128_masks257.npz")) == 128
     pair = next(iter(open_samples(shared_data / "data" / "stsb_calib.npz", ["ids_a", "mask_a"])))
     assert {name: row.shape for name, row in pair.items()} == {"ids_a": (64,), "mask_a": (64,)}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "layout"),
+    [
+        ((3, 8, 9), (1, 8, 9, 3), "NHWC"),
+        ((8, 9, 3), (1, 3, 8, 9), "NCHW"),
+        ((1, 3, 8, 8), (1, 8, 8, 3), "NHWC"),
+        ((8, 8, 3), (1, 3, 8, 8), "NCHW"),
+    ],
+)
+def test_images_in_the_other_layout(given, expected, layout):
+    with pytest.raises(CalibrationError, match=f"takes images as {layout}.*layout={layout}"):
+        fit_array("sample 0", np.zeros(given, "float32"), TensorSpec(expected, "float32"))
+
+
+def test_images_of_another_size():
+    with pytest.raises(CalibrationError, match="resize or transpose the data"):
+        fit_array("sample 0", np.zeros((3, 8, 9), "float32"), TensorSpec((1, 9, 9, 3), "float32"))

@@ -128,6 +128,7 @@ def quantize_module(
     QuantizeIO(io)
     module = rewritten(module, profile)
     if chosen.scheme in STORAGE_SCHEMES:
+        _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
         return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
     identity = model_hash(module)
@@ -180,6 +181,14 @@ def _recovered(
         correct_bias=recipe.correct_bias,
         progress=progress,
     )
+
+
+def _check_device(recipe: Recipe, profile: TargetProfile) -> None:
+    if profile.artifact == "tflite":
+        raise RecipeError(
+            f"recipe {recipe.name!r} computes in float, and {profile.name} runs integers: use recipe "
+            f"{profile.recipe!r}, or leave the target out for a file for any LiteRT"
+        )
 
 
 def storage_passes(recipe: Recipe, io: str = "float") -> Passes:

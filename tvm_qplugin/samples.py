@@ -138,7 +138,7 @@ def fit_array(where: str, value: Any, spec: TensorSpec) -> Array:
     if _without_ones(array.shape) != _without_ones(spec.shape) or array.ndim > len(spec.shape):
         raise CalibrationError(
             f"{where}: shape {list(array.shape)} was given, {list(spec.shape)} is expected (leading 1 may be "
-            "left out); resize or transpose the data, or load the model for this shape"
+            f"left out); {_remedy(array.shape, spec.shape)}"
         )
     array = np.ascontiguousarray(array).reshape(spec.shape)
     if array.dtype.kind == "f" and not np.isfinite([array.min(), array.max()]).all():
@@ -170,6 +170,19 @@ def _cast(where: str, array: Array, spec: TensorSpec) -> Array:
 def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
     first = next((i for i, extent in enumerate(shape) if extent != 1), len(shape))
     return tuple(shape[first:])
+
+
+def _remedy(given: Sequence[int], expected: Sequence[int]) -> str:
+    """What to do about a shape: another layout where that is all that is wrong."""
+    image, wanted = tuple(given[-3:]), tuple(expected[-3:])
+    if len(image) == len(wanted) == 3:
+        for layout, axes in (("NHWC", (1, 2, 0)), ("NCHW", (2, 0, 1))):
+            if tuple(image[axis] for axis in axes) == wanted:
+                return (
+                    f"the model takes images as {layout}: transpose the data (for files of images add "
+                    f"layout={layout} to the preprocess option)"
+                )
+    return "resize or transpose the data, or load the model for this shape"
 
 
 def _describe(spec: TensorSpec) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tvm_qplugin as qp
 from tvm_qplugin import cli, demo
-from tvm_qplugin.core.errors import CalibrationError, ModelError, TargetError
+from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError, TargetError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes import ir
 from tvm_qplugin.pipeline import rewritten
@@ -169,6 +169,12 @@ def test_nothing_is_compiled(target: str) -> None:
     module = qp.load(demo.model_path())
     with pytest.raises(TargetError, match=f"export_tflite.*{target}.*tvm-qplugin export QUANTIZED --target"):
         qp.build(module, target=target)
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "dynamic"])
+def test_integers_are_needed(path: Path, recipe: str) -> None:
+    with pytest.raises(RecipeError, match=f"recipe '{recipe}' computes in float, and edgetpu runs integers"):
+        qp.quantize(path, recipe=recipe, target="edgetpu")
 
 
 def test_cpus_take_no_file() -> None:
