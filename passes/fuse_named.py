@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import tvm
 from tvm import relax
-from tvm.ir import Call, IRModule
+from tvm.ir import Call, GenericConst, IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import CALLS
@@ -42,13 +42,26 @@ def _known(func: relax.Function) -> dict[Key, list[str]]:
     return found
 
 
-def _key(value: relax.Expr, names: dict[relax.Var, str]) -> Key:
-    """What is done (constants left out), to which variables."""
+def _key(value: relax.Expr, names: Mapping[relax.Var, str]) -> Key:
+    """What is done to which variables and constants."""
     if isinstance(value, Call):
         what = str(value.args[0]) if ir.op_name(value) == "relax.call_tir" else str(value.op)
     else:
         what = f"{type(value).__name__}{getattr(value, 'index', '')}"
-    return what, tuple(names.get(v, v.name) for v in ir.variables(value))
+    return what, tuple(_operands(value, names))
+
+
+def _operands(value: relax.Expr, names: Mapping[relax.Var, str]) -> Iterator[str]:
+    """The variables, by their old name, and the constants, by their identity, that a binding reads."""
+    if isinstance(value, relax.Var):
+        yield names.get(value, value.name)
+    elif isinstance(value, GenericConst):
+        yield f"constant {hash(value)}"
+    elif isinstance(value, relax.TupleGetItem):
+        yield from _operands(value.tuple_value, names)
+    elif isinstance(value, relax.Tuple | Call):
+        for part in value.fields if isinstance(value, relax.Tuple) else value.args:
+            yield from _operands(part, names)
 
 
 @dataclass
@@ -61,20 +74,21 @@ class _Names:
     def calls(self, mod: IRModule) -> Iterator[tuple[str, list[str]]]:
         """Function and old names of each call of ``main``."""
         for var, value in ir.bindings(ir.main_function(mod)):
-            inner = (
-                mod[value.op] if isinstance(value, Call) and isinstance(value.op, tvm.ir.GlobalVar) else None
-            )
-            if inner is None:
-                self._name(var, value)
-                if ir.op_name(value) == "relax.call_tir":
-                    yield value.args[0].name_hint, [self.names[var]]
+            if isinstance(value, Call) and isinstance(value.op, tvm.ir.GlobalVar):
+                yield value.op.name_hint, self._group(var, value, mod[value.op])
                 continue
-            for param, arg in zip(inner.params, value.args, strict=True):
-                if isinstance(arg, relax.Var):
-                    self.names[param] = self.names.get(arg, arg.name)
-            members = [self._name(v, x) for v, x in ir.bindings(inner) if not isinstance(x, relax.Var)]
-            self.names[var] = members[-1]
-            yield value.op.name_hint, members
+            name = self._name(var, value)
+            if ir.op_name(value) == "relax.call_tir":
+                yield value.args[0].name_hint, [name]
+
+    def _group(self, var: relax.Var, call: Call, inner: relax.Function) -> list[str]:
+        """The old names inside a group, whose result gets the last of them."""
+        for param, arg in zip(inner.params, call.args, strict=True):
+            self.names[param] = next(_operands(arg, self.names), param.name)
+        computed = [(v, x) for v, x in ir.bindings(inner) if not isinstance(x, relax.Var | relax.Tuple)]
+        members = [self._name(v, x) for v, x in computed]
+        self.names[var] = members[-1]
+        return members
 
     def _name(self, var: relax.Var, value: relax.Expr) -> str:
         candidates = self.known.get(_key(value, self.names), [])

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tvm_qplugin import report
-from tvm_qplugin.cli_run import ArtifactPath
 from tvm_qplugin.console import bar, step
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.inspection import load_artifact
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
 
 NAMED = 3
 NOISE = 0.1
+ArtifactPath = Annotated[
+    Path, typer.Argument(metavar="ARTIFACT", help="Directory that build wrote.", show_default=False)
+]
 Repeat = Annotated[
     int | None, typer.Option(min=1, help="Number of runs.", show_default="as many as fit in a second")
 ]

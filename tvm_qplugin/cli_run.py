@@ -25,13 +25,11 @@ from tvm_qplugin.report import Report
 if TYPE_CHECKING:
     from tvm_qplugin.artifact import Artifact
 
-ArtifactPath = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="Directory that build wrote.", show_default=False)
-]
-
 
 def run(
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="Directory that build wrote.", show_default=False)
+    ],
     inputs: Annotated[
         list[Path],
         typer.Option(

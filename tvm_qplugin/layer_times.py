@@ -160,7 +160,7 @@ def _layer(
         names=tuple(op.name for op in operators),
         op=main.op if main else "requantize" if call.kernel else call.function,
         function=call.function,
-        integer=all(op.integer for op in operators) if operators else call.kernel is not None,
+        integer=all(op.integer for op in operators) if operators else "int" in call.dtype,
         reason=next((op.reason for op in (main, *operators) if op and op.reason), None),
         dtype=call.dtype,
         ms=1e3 * seconds,
