@@ -87,9 +87,11 @@ def test_instructions_that_are_there_and_not_used():
     assert "compiled for: none" in only(LAYER, machine=Machine(None, "avx2")).title
 
 
-@pytest.mark.parametrize("name", ["avx2", None])
-def test_a_cpu_without_vnni(name):
-    assert "no instruction that adds four products" in only(LAYER, machine=Machine(name, name)).title
+@pytest.mark.parametrize(
+    ("name", "title"), [("avx2", "no instruction that adds four products"), (None, "no int8 instruction")]
+)
+def test_a_cpu_without_vnni(name, title):
+    assert title in only(LAYER, machine=Machine(name, name)).title
 
 
 def test_threads_that_share_a_core():

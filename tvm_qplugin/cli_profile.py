@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,7 @@ from tvm_qplugin.report import Report
 if TYPE_CHECKING:
     from tvm_qplugin.artifact import Artifact
     from tvm_qplugin.layer_times import LayerTime, Profile
+    from tvm_qplugin.measure import Measurement
     from tvm_qplugin.slowness import Finding
 
 NAMED = 3
@@ -62,28 +63,17 @@ def bench(
         for count in counts:
             found.append(loaded.benchmark(count, repeat=repeat))
             advance()
-    rows = [
-        {
-            "threads": str(m.threads),
-            "median ms": f"{m.median_ms:.3f}",
-            "min ms": f"{m.min_ms:.3f}",
-            "p90 ms": f"{m.p90_ms:.3f}",
-            "runs": str(m.runs),
-            "peak memory": report.size(m.peak_bytes),
-        }
-        for m in found
-    ]
     title = f"{loaded.manifest.model}  {loaded.manifest.recipe.get('name', 'float')}"
     data: dict[str, Any] = {
         "artifact": str(artifact),
         "model": loaded.manifest.model,
         "measurements": [m.to_json() for m in found],
     }
-    parts: list[RenderableType] = [report.columns_table(title, rows, left=0)]
+    parts: list[RenderableType] = [report.columns_table(title, _rows(found), left=0)]
     if profile:
         profiles = [_profiled(loaded, count, repeat) for count in counts]
         data["profiles"] = [p.to_json() for p in profiles]
-        parts += [part for p in profiles for part in profile_parts(p)]
+        parts += [part for p in profiles for part in _profile_parts(p)]
     return Report(data, tuple(parts))
 
 
@@ -108,7 +98,7 @@ def why_slow(
 
     Examples:
       tvm-qplugin why-slow artifact
-      tvm-qplugin build model.onnx -o float && tvm-qplugin why-slow artifact --float float
+      tvm-qplugin why-slow artifact --float float_artifact
     """
     _check_threads([threads])
     with step("loading the artifact"):
@@ -131,10 +121,21 @@ def why_slow(
         "profile": profile.to_json(),
         "float_profile": None if float_profile is None else float_profile.to_json(),
     }
-    parts: list[RenderableType] = [report.line(verdict, "bold"), ""]
-    parts += [_findings_table(reasons)] if reasons else [report.line("Nothing stands out.")]
-    parts += [_comparison_table(layers)] if layers else []
-    return Report(data, tuple(parts))
+    return Report(data, tuple(_answer(verdict, reasons, layers)))
+
+
+def _rows(found: Sequence[Measurement]) -> list[dict[str, str]]:
+    return [
+        {
+            "threads": str(m.threads),
+            "median ms": f"{m.median_ms:.3f}",
+            "min ms": f"{m.min_ms:.3f}",
+            "p90 ms": f"{m.p90_ms:.3f}",
+            "runs": str(m.runs),
+            "peak memory": report.size(m.peak_bytes),
+        }
+        for m in found
+    ]
 
 
 def _check_threads(counts: list[int]) -> None:
@@ -162,7 +163,7 @@ def _profiled(artifact: Artifact, threads: int, repeat: int | None) -> Profile:
         return profile(artifact, threads, repeat)
 
 
-def profile_parts(profile: Profile) -> list[RenderableType]:
+def _profile_parts(profile: Profile) -> list[RenderableType]:
     """The tables of a profile, by layer and by kind, and what the shares of the peak refer to."""
     count = profile.threads
     title = f"kernels in the order of execution, {count} thread{'s' if count > 1 else ''}"
@@ -222,6 +223,16 @@ def _verdict(profile: Profile, other: Profile | None, layers: Sequence[dict[str,
         f"{here}, in float {other.whole_ms:.3f} ms: {words}; "
         f"{len(slower)} of {len(both)} layers are slower than in float"
     )
+
+
+def _answer(
+    verdict: str, reasons: Sequence[Finding], layers: Sequence[dict[str, Any]]
+) -> Iterator[RenderableType]:
+    yield report.line(verdict, "bold")
+    yield ""
+    yield _findings_table(reasons) if reasons else report.line("Nothing stands out.")
+    if layers:
+        yield _comparison_table(layers)
 
 
 def _findings_table(reasons: Sequence[Finding]) -> Table:

@@ -98,7 +98,9 @@ def _instructions(profile: Profile, machine: Machine) -> Iterator[Finding]:
     elif integer and machine.available not in VNNI:
         yield Finding(
             "instructions",
-            "this CPU has no instruction that adds four products of int8 (VNNI)",
+            "no int8 instruction of this CPU has a kernel"
+            if machine.available is None
+            else "this CPU has no instruction that adds four products of int8 (VNNI)",
             "expect at most about float's speed in layers bound by arithmetic; int8 still saves memory",
         )
 
