@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import TensorSpec
+from tvm_qplugin.core.attrs import MEMBERS, TensorSpec
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
@@ -22,7 +23,7 @@ class LowerFloat:
     """Turn float conv2d and dense with constant weights into ``fconv2d`` and ``fdense`` kernels.
 
     In: any module whose ``main`` is NHWC. Out: bias and clamp inside the kernel where nothing else
-    reads what is between; everything else as it was.
+    reads what is between, ``qplugin.members`` tells of which variables; everything else as it was.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
@@ -34,7 +35,8 @@ class LowerFloat:
         with ir.Emitter(mod) as out:
             env = _rewrite(func, layers, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
-            return out.finish(outputs, ir.returns_tuple(func))
+            members = {end.name: [m.name for m in layer.members] for end, layer in layers.items()}
+            return out.finish(outputs, ir.returns_tuple(func), **{MEMBERS: json.dumps(members)})
 
 
 def _rewrite(

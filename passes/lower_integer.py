@@ -18,7 +18,7 @@ from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.match_tagged import tagged_plan
-from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.op_kinds import KINDS, macs_of, obstacle
 from tvm_qplugin.passes.plan import (
     FUNCTIONS,
     GRIDS,
@@ -152,13 +152,13 @@ class _Lowering:
             return self._emit_float(var, value)
         name = self._tensor_name(var, value)
         operands = [self._operand(source, name) for source in plan.sources]
-        if plan.kind != "identity":
-            self._note(name, plan)
         if plan.rebuild is not None:
             made = self.out.emit(plan.rebuild(operands), name)
         else:
             floats = [self.env.get(v, v) for v in plan.floats]
             made = self._call(name, plan, [*operands, *floats, *(ir.const(c) for c in plan.constants)])
+        if plan.kind != "identity":
+            self._note(name, made.name, plan)
         self._describe(made.name, value, plan)
         return made
 
@@ -187,7 +187,10 @@ class _Lowering:
         if _computes(value):
             kind = KINDS.get(name, name.removeprefix("relax."))
             reason = self.reasons.get(var.name) or self._reason(kind, value)
-            self.report.append(_entry(var.name, kind, "", _shape(var), reason))
+            made = self.out.emit(ir.retyped(value, self.env), var.name)
+            entry = _entry(var.name, kind, "", _shape(var), reason)
+            self.report.append({**entry, "variable": made.name, "macs": macs_of(var, value)})
+            return made
         return self.out.emit(ir.retyped(value, self.env), var.name)
 
     def _reason(self, kind: str, value: Any) -> str:
@@ -255,10 +258,11 @@ class _Lowering:
         quantized = ir.op_name(value) == "relax.quantize" and isinstance(value.args[0], relax.Var)
         return str(value.args[0].name if quantized else var.name)
 
-    def _note(self, name: str, plan: Plan) -> None:
+    def _note(self, name: str, variable: str, plan: Plan) -> None:
         kernel = plan.kernel or "movement"
         entry = _entry(name, plan.kind, kernel, plan.out.shape, "")
-        self.report.append({**entry, "weight_bytes": plan.weight_bytes, "macs": plan.macs})
+        known = {"variable": variable, "weight_bytes": plan.weight_bytes, "macs": plan.macs}
+        self.report.append({**entry, **known})
 
 
 def _axes(call: Call) -> list[int]:
@@ -286,6 +290,7 @@ def _default_reason(kind: str) -> str:
 def _entry(name: str, op: str, kernel: str, shape: tuple[int, ...], reason: str) -> dict[str, Any]:
     return {
         "name": name,
+        "variable": name,
         "op": op,
         "kernel": kernel,
         "integer": bool(kernel),

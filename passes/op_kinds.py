@@ -89,6 +89,15 @@ def divides_by_number(value: relax.Expr) -> bool:
     return divisor is not None and divisor.size == 1 and bool(divisor.reshape(-1)[0])
 
 
+def macs_of(var: relax.Var, value: relax.Expr) -> int:
+    """Multiply-adds of a convolution (weight OHWI) or a matrix product (weight [in, out]); 0 for others."""
+    if ir.op_name(value) not in ("relax.nn.conv2d", "relax.matmul"):
+        return 0
+    weight = ir.spec_of(value.args[1])
+    outputs = weight.shape[0] if ir.op_name(value) == "relax.nn.conv2d" else weight.shape[-1]
+    return ir.spec_of(var).size * (weight.size // outputs)
+
+
 FUSIBLE: dict[str, tuple[Follows, ...]] = {
     "conv2d": (is_bias, is_activation),
     "dense": (is_bias, is_activation),

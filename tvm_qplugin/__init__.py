@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tvm_qplugin.core.recipe import Recipe, Rule
     from tvm_qplugin.exporter import export_tflite
     from tvm_qplugin.frontend import load
+    from tvm_qplugin.layer_times import profile
     from tvm_qplugin.simulator import simulate
 
 _PUBLIC = {
@@ -31,6 +32,7 @@ _PUBLIC = {
     "export_tflite": "exporter",
     "load": "frontend",
     "prepare": "api",
+    "profile": "layer_times",
     "quantize": "api",
     "simulate": "simulator",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "export_tflite",
     "load",
     "prepare",
+    "profile",
     "quantize",
     "simulate",
 ]

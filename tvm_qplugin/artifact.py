@@ -99,7 +99,7 @@ class Artifact:
         in this thread, with TVM's own number (``TVM_NUM_THREADS``). Raises InputError.
         """
         given: Inputs = arrays[0] if len(arrays) == 1 and isinstance(arrays[0], Mapping) else arrays
-        call = partial(self._function, *self._tensors(given))
+        call = partial(self._function, *self.tensors(given))
         with self._lock:
             if threads is not None:
                 return _arrays(measure.on_threads(threads, call))
@@ -119,13 +119,16 @@ class Artifact:
         ``threads`` work under a calling thread of their own, kept off the workers' cores. ``repeat`` None:
         for a second.
         """
-        given = self._random() if inputs is None else inputs
-        call = partial(self._function, *self._tensors(given))
+        call = partial(self._function, *self.tensors(inputs))
         with self._lock:
             return measure.measure(call, threads=threads, repeat=repeat, warmup=warmup)
 
     @cached_property
     def _function(self) -> Any:
+        return self.machine()["main"]
+
+    def machine(self) -> relax.VirtualMachine:
+        """A virtual machine of its own that holds the model; ArtifactError where this CPU cannot run it."""
         missing = set(self.manifest.target.get("simd", ())) - _cpu_flags()
         if missing:
             raise ArtifactError(
@@ -133,14 +136,16 @@ class Artifact:
                 "build the model for this machine"
             )
         try:
-            return relax.VirtualMachine(_open(self._directory / LIBRARY), tvm.cpu())["main"]
+            return relax.VirtualMachine(_open(self._directory / LIBRARY), tvm.cpu())
         except Exception as error:
             raise ArtifactError(
                 f"{self._directory / LIBRARY} cannot be opened on this machine "
                 f"({str(error).strip().splitlines()[-1]}): build the model for this machine"
             ) from error
 
-    def _tensors(self, given: Inputs) -> list[Any]:
+    def tensors(self, given: Inputs | None = None) -> list[Any]:
+        """Checked inputs as TVM's tensors (None: random ones); raises InputError."""
+        given = self._random() if given is None else given
         infos = self.manifest.inputs
         names = [info.name for info in infos]
         if isinstance(given, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tvm import relax
 from tvm.ir import IRModule
 
 from tvm_qplugin.artifact import Artifact
+from tvm_qplugin.calls import calls_of
 from tvm_qplugin.core.attrs import REPORT
 from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
@@ -86,7 +88,8 @@ def build(
     ir.main_function(module)
     module = tvm.transform.Sequential([ExpandWeights()])(module)
     executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
-    return Artifact.create(executable, describe(module, lowered, profile), compiler=profile.compiler)
+    manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
+    return Artifact.create(executable, manifest, compiler=profile.compiler)
 
 
 def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Manifest:

@@ -22,7 +22,16 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from tvm_qplugin import cli_build, cli_check, cli_demo, cli_evaluate, cli_export, cli_quantize, cli_run
+from tvm_qplugin import (
+    cli_build,
+    cli_check,
+    cli_demo,
+    cli_evaluate,
+    cli_export,
+    cli_profile,
+    cli_quantize,
+    cli_run,
+)
 from tvm_qplugin.console import say
 from tvm_qplugin.core.errors import QPluginError
 from tvm_qplugin.report import Report, plain
@@ -191,7 +200,8 @@ _COMMANDS: dict[str, Function] = {
     "build": cli_build.build,
     "export": cli_export.export,
     "run": cli_run.run,
-    "bench": cli_run.bench,
+    "bench": cli_profile.bench,
+    "why-slow": cli_profile.why_slow,
     "evaluate": cli_evaluate.evaluate,
     "inspect": cli_build.inspect,
     "check": cli_check.check,

@@ -1,8 +1,7 @@
-"""The commands ``run`` and ``bench``."""
+"""The command ``run``."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from zipfile import BadZipFile
@@ -14,7 +13,7 @@ from PIL import Image
 from rich.console import RenderableType
 
 from tvm_qplugin import report
-from tvm_qplugin.console import bar, step
+from tvm_qplugin.console import step
 from tvm_qplugin.core.errors import InputError, QPluginError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.data import IMAGES
@@ -26,13 +25,11 @@ from tvm_qplugin.report import Report
 if TYPE_CHECKING:
     from tvm_qplugin.artifact import Artifact
 
-ArtifactPath = Annotated[
-    Path, typer.Argument(metavar="ARTIFACT", help="Directory that build wrote.", show_default=False)
-]
-
 
 def run(
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="Directory that build wrote.", show_default=False)
+    ],
     inputs: Annotated[
         list[Path],
         typer.Option(
@@ -90,59 +87,6 @@ def run(
         data["saved"] = str(output)
         parts.append(report.line(f"saved: {output}"))
     return Report(data, tuple(parts))
-
-
-def bench(
-    artifact: ArtifactPath,
-    threads: Annotated[
-        list[int] | None,
-        typer.Option(help="Number of threads; repeat to compare.", show_default="1"),
-    ] = None,
-    repeat: Annotated[
-        int | None, typer.Option(min=1, help="Number of runs.", show_default="as many as fit in a second")
-    ] = None,
-) -> Report:
-    """Time an artifact on random input: median, fastest and 90th percentile of single runs.
-
-    Copying the input in and the output out is not counted.
-
-    Example:
-      tvm-qplugin bench artifact --threads 1 --threads 2
-    """
-    counts = threads or [1]
-    _check_threads(counts)
-    with step("loading the artifact"):
-        loaded = load_artifact(artifact)
-    found = []
-    with bar("timing", len(counts)) as advance:
-        for count in counts:
-            found.append(loaded.benchmark(count, repeat=repeat))
-            advance()
-    rows = [
-        {
-            "threads": str(m.threads),
-            "median ms": f"{m.median_ms:.3f}",
-            "min ms": f"{m.min_ms:.3f}",
-            "p90 ms": f"{m.p90_ms:.3f}",
-            "runs": str(m.runs),
-            "peak memory": report.size(m.peak_bytes),
-        }
-        for m in found
-    ]
-    title = f"{loaded.manifest.model}  {loaded.manifest.recipe.get('name', 'float')}"
-    data = {
-        "artifact": str(artifact),
-        "model": loaded.manifest.model,
-        "measurements": [m.to_json() for m in found],
-    }
-    return Report(data, (report.columns_table(title, rows, left=0),))
-
-
-def _check_threads(counts: list[int]) -> None:
-    most = os.cpu_count() or 1
-    for count in counts:
-        if not 1 <= count <= most:
-            raise InputError(f"--threads {count}: expected 1 to {most}, the cores of this machine")
 
 
 def _sample(files: list[Path], artifact: Artifact, preprocess: str | None, index: int | None) -> list[Array]:

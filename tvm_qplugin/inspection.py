@@ -163,6 +163,7 @@ def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> A
 def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[OperatorInfo, ...]:
     """Every operator of a float module with the recipe's decision; bytes are those of float weights."""
     from tvm_qplugin.passes import ir
+    from tvm_qplugin.passes.op_kinds import macs_of
 
     values = {var.name: (var, value) for var, value in ir.bindings(ir.main_function(module))}
     found = []
@@ -179,7 +180,7 @@ def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[O
                 op.reason or None,
                 shape,
                 sum(_constant_bytes(value) for _, value in parts),
-                sum(_macs(var, value) for var, value in parts),
+                sum(macs_of(var, value) for var, value in parts),
             )
         )
     return tuple(found)
@@ -190,18 +191,6 @@ def _constant_bytes(value: Any) -> int:
 
     arrays = [ir.const_value(arg) for arg in getattr(value, "args", ())]
     return sum(array.nbytes for array in arrays if array is not None and array.ndim)
-
-
-def _macs(var: Any, value: Any) -> int:
-    """Multiply-adds of a convolution (weight OHWI) or a matrix product (weight [in, out])."""
-    from tvm_qplugin.passes import ir
-
-    name = ir.op_name(value)
-    if name not in ("relax.nn.conv2d", "relax.matmul"):
-        return 0
-    weight = ir.spec_of(value.args[1])
-    outputs = weight.shape[0] if name == "relax.nn.conv2d" else weight.shape[-1]
-    return ir.spec_of(var).size * (weight.size // outputs)
 
 
 def _is_stage(source: Path) -> bool:

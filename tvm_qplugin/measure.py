@@ -92,6 +92,21 @@ def on_threads(count: int, work: Callable[[], T]) -> T:
         return _caller(count).submit(work).result()
 
 
+def shared_cores(count: int) -> set[int]:
+    """Cores on which a thread that simply runs a model may meet TVM's workers, of ``count`` threads in all.
+
+    Empty where the workers are not pinned, and for one thread.
+    """
+
+    def probe() -> set[int]:
+        others = _threads()
+        tvm.runtime.num_threads()
+        return _pinned(_threads() - others) & _cores()
+
+    with _lock, _environment(_SETTING, str(count)), ThreadPoolExecutor(1) as caller:
+        return caller.submit(probe).result()
+
+
 def _times(call: Callable[[], object], repeat: int | None, seconds: float) -> list[float]:
     times: list[float] = []
     least, most = (5, 10_000) if repeat is None else (repeat, repeat)
@@ -129,9 +144,16 @@ def _prepare(count: int) -> None:
         )
     if not hasattr(os, "sched_setaffinity"):
         return
-    pinned = [os.sched_getaffinity(thread) for thread in _threads() - others]
-    free = cores.difference(*[mask for mask in pinned if len(mask) == 1])
+    free = cores - _pinned(_threads() - others)
     os.sched_setaffinity(0, free or cores)
+
+
+def _pinned(threads: set[int]) -> set[int]:
+    """The cores that one of these threads alone may run on."""
+    if not hasattr(os, "sched_getaffinity"):
+        return set()
+    masks = [os.sched_getaffinity(thread) for thread in threads]
+    return set().union(*[mask for mask in masks if len(mask) == 1])
 
 
 def _cores() -> set[int]:

@@ -19,6 +19,7 @@ from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
+from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
@@ -74,7 +75,7 @@ def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
-        relax.transform.FuseOps(),
+        FuseNamed(),
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         ScheduleRest(schedule_cpu, target),

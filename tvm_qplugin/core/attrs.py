@@ -18,6 +18,13 @@ KERNEL = "qplugin.kernel"
 PARAMS = "qplugin.params"
 ANNOTATION = "qplugin.annotation"
 REPORT = "qplugin.report"
+"""Attribute of a lowered ``main``: its operators, a JSON list; ``variable``: what one is bound to."""
+
+MEMBERS = "qplugin.members"
+"""Attribute of a lowered ``main``: the variables that a float kernel stands for, by the last of them."""
+
+CALLS = "qplugin.calls"
+"""Attribute of a fused ``main``: for each call of a function its name and the variables that it computes."""
 SCHEME = "qplugin.scheme"
 """Attribute of ``main``: how the constants of a module that computes in float are stored.
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.qparams import QuantParams
 
-FORMAT = 1
+FORMAT = 2
 
 T = TypeVar("T")
 
@@ -54,6 +54,23 @@ class OperatorInfo:
 
 
 @dataclass(frozen=True)
+class CallInfo:
+    """One kernel call of the compiled model; they stand in the order of execution.
+
+    ``function`` is the kernel's symbol in ``model.so``, ``tensor`` what the call makes, ``operators`` the
+    positions in ``Manifest.operators`` of all that it computes (none: a conversion that the model does not
+    have), ``kernel`` as there, ``dtype`` that of its first operand, ``bytes`` what it reads and writes.
+    """
+
+    function: str
+    tensor: str
+    operators: tuple[int, ...]
+    kernel: str | None
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """Everything known about an artifact beside its code.
 
@@ -71,6 +88,7 @@ class Manifest:
     recipe: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     operators: tuple[OperatorInfo, ...] = ()
+    calls: tuple[CallInfo, ...] = ()
     sizes: dict[str, int] = field(default_factory=dict)
     sha256: dict[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,72 @@
+"""The kernel calls in a manifest: in order, named like the model, each operator in one of them."""
+
+import numpy as np
+import pytest
+
+import tvm_qplugin as qp
+from tvm_qplugin import demo
+from tvm_qplugin.artifact import Artifact
+
+MIXED = {"name": "mixed", "scheme": "int8", "rules": [{"scope": "residual_second", "scheme": "float"}]}
+RECIPES = {"float": None, "int8": "int8", "mixed": MIXED, "int16x8": "int16x8", "fp16": "fp16"}
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def built(request) -> Artifact:
+    module = qp.load(demo.model_path())
+    recipe = RECIPES[request.param]
+    if recipe is not None:
+        module = qp.quantize(module, calibration=demo.calibration()[:8], recipe=recipe)
+    return qp.build(module)
+
+
+def test_the_machine_makes_these_calls(built):
+    found = []
+
+    def note(_function, name, before, _result, *_args):
+        if before and not name.startswith("vm.builtin."):
+            found.append(name)
+        return 0
+
+    machine = built.machine()
+    machine.set_instrument(note)
+    machine["main"](*built.tensors())
+    assert found == [call.function for call in built.manifest.calls]
+
+
+def test_each_operator_is_in_one_call_but_views(built):
+    operators = built.manifest.operators
+    positions = [position for call in built.manifest.calls for position in call.operators]
+    assert len(positions) == len(set(positions)) and positions == sorted(positions)
+    left = [operators[i] for i in set(range(len(operators))) - set(positions)]
+    assert {op.op for op in left} <= {"reshape"}
+
+
+def test_calls_are_named_like_their_operators(built):
+    operators = built.manifest.operators
+    for call in built.manifest.calls:
+        assert call.operators, call
+        assert call.tensor.startswith(operators[call.operators[-1]].name)
+
+
+def test_kernels_and_multiply_adds(built):
+    operators = built.manifest.operators
+    assert sum(op.macs for op in operators) == 5_028_096
+    for call in built.manifest.calls:
+        macs = sum(operators[position].macs for position in call.operators)
+        assert bool(macs) == (str(call.kernel)[1:] in ("conv2d", "dense", "conv2d16", "dense16")), call
+
+
+def test_bytes_are_those_of_operands_and_result():
+    module = qp.load(demo.model_path())
+    artifact = qp.build(module, target="x86-64")
+    call = next(call for call in artifact.manifest.calls if call.function == "max_pool2d")
+    assert call.bytes == np.zeros((1, 8, 8, 64), "float32").nbytes + np.zeros((1, 4, 4, 64), "float32").nbytes
+    assert call.dtype == "float32" and call.kernel is None
+
+
+def test_conversions_that_the_model_does_not_have_have_no_operator():
+    """An int8 output of a model that stores uint8 inside is shifted by a kernel of its own."""
+    module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], io="int8")
+    last = qp.build(module).manifest.calls[-1]
+    assert (last.kernel, last.operators) == ("requantize", ())
