@@ -14,8 +14,8 @@ from tvm_qplugin.builder import build
 from tvm_qplugin.samples import inputs_of
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-import _zoo_graph  # noqa: E402
-import model_zoo  # noqa: E402
+import _zoo_graph
+import model_zoo
 
 SMALL = ("mobilenet_v1", "mobilenet_v2")
 MILLION_MACS = {"mobilenet_v1": 569, "mobilenet_v2": 301, "inception_v3": 5713, "resnet_v2_101": 13374}
