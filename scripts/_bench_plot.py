@@ -16,11 +16,11 @@ def plot(races: list[Race], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     counts = sorted({race.threads for race in races})
-    models = list(dict.fromkeys(race.model for race in races))
+    models, names = list(dict.fromkeys(race.model for race in races)), list(series(races))
     size = (max(7.0, 2.2 * len(models)), 3.4 * len(counts) + 1)
     figure, axes = pyplot.subplots(len(counts), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, threads in zip(axes[:, 0], counts, strict=True):
-        _panel(axis, [race for race in races if race.threads == threads], models)
+        _panel(axis, [race for race in races if race.threads == threads], models, names)
         axis.set_title(f"{threads} thread{'s' * (threads > 1)}")
     figure.legend(*_legend(axes[:, 0]), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(title)
@@ -41,13 +41,14 @@ def series(races: list[Race]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _panel(axis: object, races: list[Race], models: list[str]) -> None:
-    bars = series(races)
-    width = 0.8 / max(1, len(bars))
-    for i, (name, ratios) in enumerate(bars.items()):
-        places = [models.index(model) + (i - (len(bars) - 1) / 2) * width for model in ratios]
+def _panel(axis: object, races: list[Race], models: list[str], names: list[str]) -> None:
+    bars, width = series(races), 0.8 / max(1, len(names))
+    for i, name in enumerate(names):
+        ratios = bars.get(name, {})
+        places = [models.index(model) + (i - (len(names) - 1) / 2) * width for model in ratios]
         hatch = "//" if name.endswith(" float") else None
-        axis.bar(places, list(ratios.values()), width, label=name, hatch=hatch, edgecolor="white")
+        style = {"color": f"C{i % 10}", "hatch": hatch, "edgecolor": "white"}
+        axis.bar(places, list(ratios.values()), width, label=name, **style)
     axis.axhline(1, color="black", linewidth=1, label=OURS)
     axis.set_yscale("log", base=2)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

@@ -21,7 +21,7 @@ class Contestant:
 
     ``make(model, path)`` writes ``file`` in the folder of the race, in a process of its own; or
     ``given(model)`` says where a file lies that exists (None: this contestant cannot run the model, because
-    ``otherwise``). ``start(path, threads)`` is called in a process that is pinned to ``threads`` cores and has
+    ``otherwise``). ``start(path, threads)`` is called in a process pinned to ``threads`` cores that has
     imported ``modules``; they must be installed, as must ``tools``, which ``make`` needs.
     """
 

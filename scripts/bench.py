@@ -236,6 +236,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0))
     if not all(1 <= threads <= cores for threads in args.threads) or args.rounds < 1:
         parser.error(f"--threads: 1 to {cores}, the cores of this machine; --rounds: 1 and more")
+    for path in (args.json, args.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path.parent} does not exist: make the folder first")
     args.options = Options(args.rounds, args.seconds, args.warmup)
     return args
 
