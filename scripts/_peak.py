@@ -26,7 +26,8 @@ from tvm_qplugin.schedules.x86_isa import (
 )
 from tvm_qplugin.targets import find_profile, tvm_target
 
-CHAINS, REPEATS = 12, 10_000  # independent accumulators: more than latency times instructions a cycle
+CHAINS = 12  # independent accumulators: more than latency times instructions a cycle
+REPEATS = 500_000  # a millisecond: the call itself takes some microseconds
 SECONDS = 0.3
 
 
@@ -60,7 +61,7 @@ def _of_core(core: int) -> float | None:
 
 
 def compiled(isa: Isa, target: tvm.target.Target) -> tuple[Callable[[], Any], int]:
-    """A loop of nothing but ``vpdpbusd``, and how many multiply-adds one call does."""
+    """A loop of nothing but ``vpdpbusd``, whose sums wrap, and how many multiply-adds one call does."""
     library = tvm.tirx.build(tvm.IRModule({"main": _loop(isa)}), target=target)
     given = np.arange(isa.bytes, dtype="uint8"), np.arange(isa.bytes, dtype="int8")
     out = tvm.runtime.tensor(np.zeros(CHAINS * isa.lanes, "int32"))

@@ -209,7 +209,7 @@ def test_loop_of_the_peak_does_all_its_work():
         pytest.skip("this CPU has no VNNI")
     run, macs = _peak.compiled(isa, target)
     x = np.arange(isa.bytes)
-    expected = _peak.REPEATS * (x * x.astype("int8")).reshape(-1, isa.depth).sum(1)
+    expected = (_peak.REPEATS * (x * x.astype("int8")).reshape(-1, isa.depth).sum(1)).astype("int32")
     np.testing.assert_array_equal(run().numpy().reshape(-1, isa.lanes), [expected] * _peak.CHAINS)
     assert macs == _peak.CHAINS * _peak.REPEATS * isa.bytes
 
