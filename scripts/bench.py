@@ -85,8 +85,7 @@ def _live(
 
 
 def _work(task: Callable[..., None], pipe: Connection, *args: Any) -> None:
-    """A process: Ctrl-C is the parent's; an error is sent as text."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """The body of a process: an error is sent as text."""
     try:
         task(pipe, *args)
     except (EOFError, BrokenPipeError):
@@ -100,7 +99,11 @@ def _process(task: Callable[..., None], *args: Any) -> Iterator[Connection]:
     """A process that is gone afterwards, and the pipe to it."""
     here, there = _spawn.Pipe()
     process = _spawn.Process(target=_work, args=(task, there, *args))
-    process.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()
     try:
         yield here

@@ -11,6 +11,7 @@ import pytest
 from tvm_qplugin import frontend
 from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build
+from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.samples import inputs_of
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -25,7 +26,10 @@ NAMES = [pytest.param(n, marks=[] if n in SMALL else [pytest.mark.slow]) for n i
 @pytest.mark.parametrize("name", NAMES)
 def test_whole_way(name, tmp_path):
     path = model_zoo.write(name, tmp_path)
-    assert path.stat().st_size / 1e6 == pytest.approx(model_zoo.ZOO[name].megabytes, rel=0.02)
+    megabytes = model_zoo.ZOO[name].megabytes
+    assert path.stat().st_size / 1e6 == pytest.approx(megabytes, rel=0.02)
+    folded = export_tflite(frontend.load(path, input_layout="NHWC"))
+    assert len(folded) / 1e6 == pytest.approx(megabytes, rel=0.003)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     shape, rng = inputs_of(frontend.load(path))[0].spec.shape, np.random.default_rng(0)
     samples = [rng.uniform(-1, 1, shape).astype("float32") for _ in range(3)]
