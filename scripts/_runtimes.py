@@ -7,7 +7,6 @@ function that times runs.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
@@ -104,7 +103,6 @@ def _reader(model: Model, base: type) -> Any:
 
 def make_openvino(model: Model, path: Path) -> None:
     """OpenVINO's IR, quantized by NNCF's defaults."""
-    os.environ["NNCF_CI"] = "1"  # no telemetry
     import nncf
     import openvino
 
