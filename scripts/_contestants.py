@@ -2,135 +2,88 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-from real_models import RealModel
+import _runtimes as run
+from _bench_models import Model
+from _bench_rows import OURS
 
-from tvm_qplugin import frontend
-from tvm_qplugin.api import quantize
-from tvm_qplugin.artifact import Artifact
-from tvm_qplugin.builder import build
-from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.measure import Measurement, peak_bytes
-from tvm_qplugin.samples import inputs_of
-
-CALIBRATION = 100
-# (seconds of warm-up, seconds) -> times of single runs, without the copies in and out
-Rounds = Callable[[float, float], Measurement]
+Make = Callable[[Model, Path], None]
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A runtime on a model.
+    """A runtime on one kind of file.
 
-    ``prepare(model, folder)`` is called once, in a process of its own, to make files in ``folder``.
-    ``start(model, folder, threads)`` is called in a process that is pinned to ``threads`` cores. ``package``
-    must be installed; ``lacks(model)`` says why a model cannot be run, or "".
+    ``make(model, path)`` writes ``file`` in the folder of the race, in a process of its own; or
+    ``given(model)`` says where a file lies that exists (None: this contestant cannot run the model, because
+    ``otherwise``). ``start(path, threads)`` is called in a process pinned to ``threads`` cores that has
+    imported ``modules``; they must be installed, as must ``tools``, which ``make`` needs.
     """
 
-    start: Callable[[RealModel, Path, int], Rounds]
-    prepare: Callable[[RealModel, Path], None] | None = None
-    package: str = ""
-    lacks: Callable[[RealModel], str] = lambda model: ""
+    start: Callable[[Path, int], run.Rounds]
+    file: str = ""
+    make: Make | None = None
+    given: Callable[[Model], Path | None] | None = None
+    modules: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    otherwise: str = ""
 
-    def obstacle(self, model: RealModel) -> str:
+    def obstacle(self, model: Model) -> str:
         """Why this contestant cannot run the model, or ""."""
-        if self.package and find_spec(self.package) is None:
-            return f"the package {self.package} is not installed: pip install 'tvm-qplugin[bench]'"
-        return self.lacks(model)
+        missing = [name for name in (*self.modules, *self.tools) if find_spec(name) is None]
+        if missing:
+            return f"not installed: {', '.join(missing)}; pip install 'tvm-qplugin[bench]'"
+        return self.otherwise if self.given is not None and self.given(model) is None else ""
+
+    def path(self, model: Model, folder: Path) -> Path:
+        """The file or directory that is loaded."""
+        found = self.given(model) if self.given is not None else None
+        return found or folder / self.file
+
+    def size(self, model: Model, folder: Path) -> int:
+        """Bytes of that file, of its files, or with the weights beside it."""
+        path = self.path(model, folder)
+        files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if file.is_file()]
+        return sum(file.stat().st_size for file in files)
 
 
-def _rounds(call: Callable[[], object], threads: int) -> Rounds:
-    """Time calls in this thread."""
-
-    def run(warmup: float, seconds: float) -> Measurement:
-        _times(call, warmup)
-        return Measurement.of(_times(call, seconds), threads, peak_bytes())
-
-    return run
+def _ours(file: str, io: str, layout: str) -> Contestant:
+    return Contestant(run.start_ours, file, partial(run.make_ours, io=io, layout=layout))
 
 
-def _times(call: Callable[[], object], seconds: float) -> list[float]:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return times
+def _litert(file: str, make: Make) -> Contestant:
+    return Contestant(run.start_litert, file, make, modules=("ai_edge_litert",))
 
 
-def _build_ours(model: RealModel, folder: Path, *, io: str, layout: str) -> None:
-    shape = inputs_of(frontend.load(model.path))[0].spec.shape
-
-    def samples() -> list[Array]:
-        given = [
-            sample.reshape(shape) for sample, _ in zip(model.calibration, range(CALIBRATION), strict=False)
-        ]
-        return [x.transpose(0, 2, 3, 1) if layout == "NHWC" and x.ndim == 4 else x for x in given]
-
-    module = quantize(model.path, calibration=samples(), io=io, input_layout=layout)
-    build(module).save(folder / f"ours-{io}-{layout}")
-
-
-def _start_ours(model: RealModel, folder: Path, threads: int, *, io: str, layout: str) -> Rounds:
-    artifact = Artifact.load(folder / f"ours-{io}-{layout}")
-    typical = artifact.benchmark(threads, repeat=10).median_ms / 1e3
-
-    def run(warmup: float, seconds: float) -> Measurement:
-        return artifact.benchmark(
-            threads, warmup=max(3, int(warmup / typical)), repeat=max(5, int(seconds / typical))
-        )
-
-    return run
-
-
-def _start_litert(model: RealModel, folder: Path, threads: int) -> Rounds:
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(model.tflite_path), num_threads=threads)
-    interpreter.allocate_tensors()
-    rng = np.random.default_rng(0)
-    for item in interpreter.get_input_details():
-        values = 100 * rng.random(item["shape"])
-        interpreter.set_tensor(item["index"], values.astype(item["dtype"]))
-    return _rounds(interpreter.invoke, threads)
-
-
-def _start_onnxruntime(model: RealModel, folder: Path, threads: int) -> Rounds:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
-    binding, rng = session.io_binding(), np.random.default_rng(0)
-    for item in session.get_inputs():
-        binding.bind_cpu_input(item.name, rng.random(item.shape).astype("float32"))
-    for item in session.get_outputs():
-        binding.bind_output(item.name)
-    return _rounds(partial(session.run_with_iobinding, binding), threads)
-
-
-def _no_tflite(model: RealModel) -> str:
-    return "" if model.tflite else "there is no int8 .tflite of this net"
-
-
-def _ours(io: str, layout: str) -> Contestant:
-    return Contestant(
-        partial(_start_ours, io=io, layout=layout), prepare=partial(_build_ours, io=io, layout=layout)
-    )
-
-
-OURS = "ours"
 CONTESTANTS = {
-    OURS: _ours("int8", "NHWC"),  # the interface of LiteRT's files
-    "LiteRT int8": Contestant(_start_litert, package="ai_edge_litert", lacks=_no_tflite),
-    "ours, float I/O": _ours("float", "NCHW"),
-    "onnxruntime float": Contestant(_start_onnxruntime, package="onnxruntime"),
+    OURS: _ours("ours", "int8", "NHWC"),  # the interface of LiteRT's files
+    "ours, float I/O": _ours("ours-float-io", "float", "NCHW"),
+    "LiteRT int8": Contestant(
+        run.start_litert,
+        given=lambda model: model.tflite_path,
+        modules=("ai_edge_litert",),
+        otherwise="there is no file of this net by TFLite's converter",
+    ),
+    "LiteRT int8, our file": _litert("ours.tflite", run.make_tflite),
+    "onnxruntime int8": Contestant(
+        run.start_onnxruntime, "onnxruntime.onnx", run.make_onnxruntime, modules=("onnxruntime",)
+    ),
+    "OpenVINO int8": Contestant(
+        run.start_openvino, "openvino.xml", run.make_openvino, modules=("openvino",), tools=("nncf",)
+    ),
+    "ours float": Contestant(run.start_ours, "ours-float", run.make_ours_float),
+    "LiteRT float": _litert("float.tflite", run.make_tflite_float),
+    "onnxruntime float": Contestant(
+        run.start_onnxruntime, given=lambda model: model.path, modules=("onnxruntime",)
+    ),
+    "OpenVINO float": Contestant(
+        run.start_openvino, "float.xml", run.make_openvino_float, modules=("openvino",)
+    ),
 }

@@ -1,66 +1,42 @@
 """Time our int8 artifacts against other runtimes on the same nets, in one run.
 
-python scripts/bench.py [MODEL ...] [--threads 1 2] [--rounds 7] [--json FILE]. Every contestant lives in a
-process of its own, pinned to as many cores as it has threads, and sleeps while another one works. Rounds are
-interleaved (ours, peer, ours, peer ...), so that what disturbs the machine disturbs all. Ratios are
-peer / ours: above 1 we are faster. Exit code 1 when a limit of the acceptance table is missed or a model
-fails.
+python scripts/bench.py [MODEL ...] [--threads 1 2] [--rounds 7] [--json FILE] [--plot FILE.png]. Models: the
+zoo's networks (model_zoo.py) and the real ones. Every contestant lives in a process of its own, pinned to as
+many cores as it has threads, and sleeps while another one works. Rounds are interleaved (ours, peer, ours,
+peer ...), so that what disturbs the machine disturbs all. Ratios are peer / ours: above 1 we are faster.
+Who cannot run is named with the reason. FILE keeps finished races: start the same command again to go on.
+Exit code 1 when a limit of the acceptance table is missed or a contestant fails, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import statistics
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import real_models
-from _contestants import CONTESTANTS, OURS
-from real_models import MODELS, RealModel
+import _bench_models
+from _bench_models import Model
+from _bench_plot import plot
+from _bench_rows import OURS, Kept, Options, Race, Result, as_summary, as_table
+from _contestants import CONTESTANTS
 from rich.console import Console
-from rich.table import Table
 
-from tvm_qplugin.measure import Measurement
+from tvm_qplugin.measure import Measurement, peak_bytes, reset_peak
+from tvm_qplugin.store import read_manifest
 
-# (model, peer, threads): our time may be at most this many times the peer's
-LIMITS = {("mobilenet_v2_1.0_224", "LiteRT int8", 1): 1.3}
+PATIENCE = 1800  # seconds until a process that does not answer counts as dead
 _spawn = multiprocessing.get_context("spawn")
-
-
-@dataclass(frozen=True)
-class Result:
-    """Milliseconds of one contestant: median and minimum of every round."""
-
-    model: str
-    threads: int
-    contestant: str
-    medians: list[float]
-    minima: list[float]
-
-    @property
-    def median(self) -> float:
-        """The median of the rounds' medians."""
-        return statistics.median(self.medians)
-
-    @property
-    def least(self) -> float:
-        """The fastest run of all."""
-        return min(self.minima)
-
-    def over(self, ours: Result) -> list[float]:
-        """Our advantage, round by round."""
-        return [peer / own for peer, own in zip(self.medians, ours.medians, strict=True)]
 
 
 def cpu() -> dict[str, Any]:
@@ -77,173 +53,246 @@ def cpu() -> dict[str, Any]:
     }
 
 
-def _live(pipe: Connection, name: str, contestant: str, folder: Path, threads: int, cores: set[int]) -> None:
-    """A contestant's process: set up, then answer every (warm-up, seconds) with a measurement."""
+def _measure_peak(pipe: Connection, threads: int) -> None:
+    import _peak
+
+    pipe.send(_peak.peak(threads))
+
+
+def _make(pipe: Connection, model: Model, contestant: str, folder: Path) -> None:
+    """Write a contestant's file."""
+    entrant = CONTESTANTS[contestant]
+    if entrant.make is not None:
+        entrant.make(model, entrant.path(model, folder))
+    pipe.send(entrant.size(model, folder))
+
+
+def _live(
+    pipe: Connection, model: Model, contestant: str, folder: Path, threads: int, cores: set[int]
+) -> None:
+    """Load, tell (milliseconds, bytes before, bytes at the peak), then answer (warm-up, seconds)."""
     os.sched_setaffinity(0, cores)
+    entrant = CONTESTANTS[contestant]
+    for module in entrant.modules:
+        import_module(module)
+    path = entrant.path(model, folder)
+    reset_peak()
+    before, start = peak_bytes(), time.perf_counter()
+    rounds = entrant.start(path, threads)
+    pipe.send((1e3 * (time.perf_counter() - start), before, peak_bytes()))
+    while (wish := pipe.recv()) is not None:
+        pipe.send(rounds(*wish))
+
+
+def _work(task: Callable[..., None], pipe: Connection, *args: Any) -> None:
+    """The body of a process: an error is sent as text."""
+    os.environ["CI"] = "true"  # or OpenVINO and NNCF report each use to their makers
     try:
-        rounds = CONTESTANTS[contestant].start(MODELS[name], folder, threads)
-        pipe.send(None)
-        while (wish := pipe.recv()) is not None:
-            pipe.send(rounds(*wish))
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}")
+        task(pipe, *args)
+    except (EOFError, BrokenPipeError):
+        return
+    except BaseException as error:
+        pipe.send(f"{type(error).__name__}: {str(error).strip()}")
 
 
 @contextmanager
-def _alive(name: str, contestant: str, folder: Path, threads: int) -> Iterator[Connection]:
-    """A contestant's process, ready to be asked."""
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
+def _process(task: Callable[..., None], *args: Any) -> Iterator[Connection]:
+    """A process that is gone afterwards, and the pipe to it."""
     here, there = _spawn.Pipe()
-    process = _spawn.Process(target=_live, args=(there, name, contestant, folder, threads, set(cores)))
-    process.start()
+    process = _spawn.Process(target=_work, args=(task, there, *args))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is the parent's
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()
     try:
-        _answer(here, contestant)
         yield here
-        here.send(None)
     finally:
         here.close()
-        process.join(10)
+        process.join(2)
         process.kill()
+        process.join()
 
 
-def _answer(pipe: Connection, contestant: str) -> Any:
+def _answer(pipe: Connection) -> Any:
+    """What a process sends; RuntimeError with the reason when it failed, died or hangs."""
     try:
-        answer = pipe.recv()
-    except EOFError:
+        answer = pipe.recv() if pipe.poll(PATIENCE) else f"no answer in {PATIENCE} s"
+    except (EOFError, OSError):
         answer = "the process died"
     if isinstance(answer, str):
-        raise RuntimeError(f"{contestant}: {answer}")
+        raise RuntimeError(answer)
     return answer
 
 
-def _prepare(name: str, contestant: str, folder: Path) -> None:
-    prepare = CONTESTANTS[contestant].prepare
-    if prepare is not None:
-        prepare(MODELS[name], folder)
+@dataclass
+class Runner:
+    """A contestant at the start: its pipe, what loading cost, and its rounds so far."""
+
+    pipe: Connection
+    load_ms: float
+    before: int
+    peak: int
+    rounds: list[Measurement] = field(default_factory=list)
+
+    def go(self, options: Options) -> None:
+        """Run one round."""
+        self.pipe.send((options.warmup, options.seconds))
+        self.rounds.append(_answer(self.pipe))
+
+    def result(self, contestant: str, file_bytes: int) -> Result:
+        """All rounds."""
+        memory = max(self.peak, *(m.peak_bytes for m in self.rounds)) - self.before
+        medians, minima = [m.median_ms for m in self.rounds], [m.min_ms for m in self.rounds]
+        return Result(contestant, medians, minima, self.load_ms, memory, file_bytes)
 
 
-def race(
-    name: str, contestants: list[str], threads: int, folder: Path, args: argparse.Namespace
-) -> list[Result]:
-    """Interleaved rounds of all contestants on one model."""
-    found: dict[str, list[Measurement]] = {contestant: [] for contestant in contestants}
+def run_race(
+    model: Model, sizes: Mapping[str, int], threads: int, folder: Path, options: Options
+) -> tuple[list[Result], dict[str, str]]:
+    """Interleaved rounds of all contestants (with the sizes of their files), and who failed, and why."""
+    runners: dict[str, Runner] = {}
+    failed: dict[str, str] = {}
+    cores = set(sorted(os.sched_getaffinity(0))[-threads:])
     with ExitStack() as stack:
-        pipes = {c: stack.enter_context(_alive(name, c, folder, threads)) for c in contestants}
-        for _ in range(args.rounds):
-            for contestant, pipe in pipes.items():
-                pipe.send((args.warmup, args.seconds))
-                found[contestant].append(_answer(pipe, contestant))
+        for name in sizes:
+            try:
+                pipe = stack.enter_context(_process(_live, model, name, folder, threads, cores))
+                runners[name] = Runner(pipe, *_answer(pipe))
+            except RuntimeError as error:
+                failed[name] = str(error)
+        for _ in range(options.rounds):
+            for name in list(runners):
+                try:
+                    runners[name].go(options)
+                except (RuntimeError, OSError) as error:
+                    failed[name] = str(error)
+                    del runners[name]
                 time.sleep(0.02)  # the thread pools spin for a few milliseconds before they sleep
-    return [
-        Result(name, threads, c, [m.median_ms for m in rounds], [m.min_ms for m in rounds])
-        for c, rounds in found.items()
-    ]
+        return [runner.result(name, sizes[name]) for name, runner in runners.items()], failed
 
 
-def _table(results: list[Result]) -> Table:
-    table = Table(title=f"{results[0].model}, {results[0].threads} thread{'s' * (results[0].threads > 1)}")
-    for heading in ("", "median ms", "min ms", "peer / ours", "over the rounds", "of the minima"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
-    ours = next(r for r in results if r.contestant == OURS)
-    for result in results:
-        ratios = result.over(ours)
-        own = result is ours
-        table.add_row(
-            result.contestant,
-            f"{result.median:.4f}",
-            f"{result.least:.4f}",
-            "" if own else f"{statistics.median(ratios):.2f}",
-            "" if own else f"{min(ratios):.2f} .. {max(ratios):.2f}",
-            "" if own else f"{result.least / ours.least:.2f}",
-        )
-    return table
+def make_files(
+    model: Model, contestants: Sequence[str], folder: Path
+) -> tuple[dict[str, int], dict[str, str]]:
+    """Let every contestant write its file: sizes in bytes, and who failed, and why."""
+    sizes: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    for name in contestants:
+        try:
+            with _process(_make, model, name, folder) as pipe:
+                sizes[name] = _answer(pipe)
+        except RuntimeError as error:
+            failed[name] = str(error)
+    return sizes, failed
 
 
-def missed(results: list[Result]) -> list[str]:
-    """The limits that these results of one model and number of threads break."""
-    ours = next(r for r in results if r.contestant == OURS)
-    found = []
-    for result in results:
-        limit = LIMITS.get((result.model, result.contestant, result.threads))
-        slower = 1 / statistics.median(result.over(ours))
-        if limit is not None and slower > limit:
-            found.append(f"{result.model}: {slower:.2f} x the time of {result.contestant} (limit {limit})")
-    return found
+def _macs(folder: Path) -> int:
+    """Multiply-adds of the model, as our artifact counts them; 0 without it."""
+    artifact = folder / CONTESTANTS[OURS].file
+    return sum(op.macs for op in read_manifest(artifact).operators) if artifact.is_dir() else 0
 
 
-def _entrants(model: RealModel, wanted: list[str], console: Console) -> list[str]:
-    """The contestants that can run this model; says why the others cannot."""
-    able = []
-    for contestant in dict.fromkeys((OURS, *wanted)):
-        reason = CONTESTANTS[contestant].obstacle(model)
-        if reason:
-            console.print(f"{model.name}: without {contestant}: {reason}", highlight=False, markup=False)
-        else:
-            able.append(contestant)
-    return able
-
-
-def bench(model: RealModel, args: argparse.Namespace, console: Console) -> list[list[Result]]:
-    """All races of one model, printed as they end."""
-    entrants, races = _entrants(model, args.contestants, console), []
+def bench(
+    model: Model, args: argparse.Namespace, kept: Kept, peaks: Mapping[int, float | None], console: Console
+) -> list[Race]:
+    """All races of one model, printed as they end; those that are kept are not run again."""
+    wanted = dict.fromkeys((OURS, *args.contestants))
+    obstacles = {name: CONTESTANTS[name].obstacle(model) for name in wanted}
+    races = {n: kept.find(model.name, n, args.options, obstacles) for n in args.threads}
     with tempfile.TemporaryDirectory(prefix="qplugin-bench-") as directory:
         folder = Path(directory)
-        with ProcessPoolExecutor(1, mp_context=_spawn) as pool:
-            for contestant in entrants:
-                pool.submit(_prepare, model.name, contestant, folder).result()
+        able = [name for name, why in obstacles.items() if not why]
+        sizes, failed = ({}, {}) if all(races.values()) else make_files(model, able, folder)
+        absent = {name: why for name, why in obstacles.items() if why} | failed
         for threads in args.threads:
-            races.append(race(model.name, entrants, threads, folder, args))
-            console.print(_table(races[-1]))
-    return races
+            if races[threads] is None:
+                results, broken = run_race(model, sizes, threads, folder, args.options)
+                facts = (_macs(folder), peaks.get(threads))
+                races[threads] = Race(model.name, threads, args.options, *facts, results, absent | broken)
+                kept.add(races[threads])
+            console.print(as_table(races[threads]))
+    return [race for race in races.values() if race is not None]
+
+
+def failures(race: Race, obstacles: Mapping[str, str]) -> list[str]:
+    """Who failed, as opposed to who cannot take part; and the limits that are missed."""
+    where = f"{race.model}, {race.threads} thread{'s' * (race.threads > 1)}"
+    found = [f"{where}: {n} failed: {why}" for n, why in race.absent.items() if obstacles.get(n) != why]
+    return found + [f"limit missed: {text}" for text in race.missed()]
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="default: those with an int8 .tflite")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="or the beginning of a name; default: all")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each round (default 0.3)")
     parser.add_argument("--warmup", type=float, default=0.1, help="seconds before each round (default 0.1)")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the races here, and go on from there")
+    parser.add_argument("--fresh", action="store_true", help="do not use the races that FILE holds")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
+    parser.add_argument("--zoo", type=Path, default=_bench_models.ZOO_FOLDER, metavar="DIR")
     args = parser.parse_args(argv)
     cores = len(os.sched_getaffinity(0))
     if not all(1 <= threads <= cores for threads in args.threads) or args.rounds < 1:
         parser.error(f"--threads: 1 to {cores}, the cores of this machine; --rounds: 1 and more")
+    for path in (args.json, args.plot):
+        if path is not None and not path.absolute().parent.is_dir():
+            parser.error(f"{path.parent} does not exist: make the folder first")
+    args.options = Options(args.rounds, args.seconds, args.warmup)
     return args
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Race on the models and print tables; 1 if a limit is missed or a model fails."""
-    args = arguments(argv)
-    models = real_models.chosen(args.models)
-    if not args.models:
-        models = [model for model in models if model.tflite]
-    real_models.require_data(models)
-    console, machine = Console(), cpu()
-    if not console.is_terminal:
-        console.width = 110
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['features'])}", highlight=False
-    )
+def _peaks(counts: Sequence[int]) -> dict[int, float | None]:
+    found = {}
+    for threads in counts:
+        with _process(_measure_peak, threads) as pipe:
+            found[threads] = _answer(pipe)
+    return found
+
+
+def _introduce(machine: Mapping[str, Any], peaks: Mapping[int, float | None], console: Console) -> str:
+    text = f"{machine['cpu']}, {machine['cores']} cores, {' '.join(machine['features'])}"
+    console.print(text, highlight=False)
+    for threads, value in peaks.items():
+        figure = "unknown: no VNNI" if value is None else f"{value / 1e9:.0f} billion multiply-adds a second"
+        console.print(f"int8 peak, {threads} thread{'s' * (threads > 1)}: {figure}", highlight=False)
     if machine["load"] > 0.5:
         console.print(
             f"load {machine['load']:.2f}: other processes are running; trust the ratios, not the times"
         )
-    races, broken = [], []
-    for model in models:
-        try:
-            races += bench(model, args, console)
-        except Exception as error:
-            broken.append(f"{model.name}: {type(error).__name__}: {str(error).strip()}")
-    if args.json is not None:
-        data = {**machine, "results": [asdict(result) for results in races for result in results]}
-        args.json.write_text(json.dumps(data, indent=1))
-    broken += [f"limit missed: {text}" for results in races for text in missed(results)]
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Race on the models, print tables and draw; 1 if a limit is missed or a contestant fails."""
+    args = arguments(argv)
+    models = _bench_models.chosen(args.models, args.zoo)
+    machine, console = cpu(), Console()
+    if not console.is_terminal:
+        console.width = 140
+    kept, races, broken = Kept(args.json, machine, args.fresh), [], []
+    try:
+        peaks = _peaks(args.threads)
+        title = _introduce(machine, peaks, console)
+        for model in models:
+            found = bench(model, args, kept, peaks, console)
+            races += found
+            obstacles = {name: entrant.obstacle(model) for name, entrant in CONTESTANTS.items()}
+            broken += [text for race in found for text in failures(race, obstacles)]
+    except KeyboardInterrupt:
+        hint = f"; the same command goes on from {args.json}" if args.json else ""
+        console.print(f"interrupted after {len(races)} races{hint}", highlight=False)
+        return 130
+    console.print(as_summary(races))
+    if args.plot is not None:
+        plot(races, args.plot, title)
     for text in broken:
-        console.print(text, markup=False)
+        console.print(text, markup=False, highlight=False)
     return 1 if broken else 0
 
 

@@ -8,6 +8,7 @@ cd "$ROOT"
 # The slow tests that CI runs beside all the others: files, or the beginnings of test ids.
 SLOW_SAMPLE=(
   tests/test_packaging.py
+  tests/test_bench.py::test_command
   tests/test_real_models.py::test_whole_way_equals_oracle
   tests/tflite/test_export.py::test_real_models
   tests/tflite/test_export16.py::test_real_models

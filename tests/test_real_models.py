@@ -226,14 +226,3 @@ def test_accuracy_command(shared_data, tmp_path):
     assert row["calibrated"] == 20
     assert "| tiny_kws_dscnn | top-1 % | 40 |" in done.stdout
     assert done.returncode == ("limits missed" in done.stdout), done.stderr
-
-
-@pytest.mark.slow
-def test_bench_command(shared_data, tmp_path):
-    path = tmp_path / "times.json"
-    short = ("--threads", 1, "--rounds", 2, "--seconds", 0.01, "--warmup", 0.01, "--json", path)
-    done = run_script(SCRIPTS / "bench.py", "tiny_kws", *short)
-    assert done.returncode == 0, done.stderr
-    results = json.loads(path.read_text())["results"]
-    assert {"ours", "onnxruntime float"} <= {result["contestant"] for result in results}
-    assert all(len(result["medians"]) == 2 and min(result["minima"]) > 0 for result in results)
