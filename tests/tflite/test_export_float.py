@@ -218,17 +218,6 @@ def test_the_dynamic_layers_of_a_real_model(shared_data: Path, litert: Any, name
         np.testing.assert_array_equal(got, tensors[output], err_msg=output)
 
 
-@pytest.fixture(scope="session")
-def random_graph() -> Any:
-    """The generator of ``tests/random_graphs``."""
-    path = Path(__file__).parent.parent / "random_graphs" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("random_graphs_for_floats", path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.random_graph
-
-
 def compare_random(litert: Any, random_graph: Any, seeds: range, scheme: str) -> int:
     """How many graphs could be written; they give the compiled results, and are read back unchanged."""
     count = 0
