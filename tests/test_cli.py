@@ -14,6 +14,7 @@ from tvm_qplugin import cli, demo
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.inspection import read_module
 from tvm_qplugin.passes import ir
+from tvm_qplugin.samples import Reservoir
 
 MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))
 QUANTIZE = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "20")
@@ -49,6 +50,15 @@ def weights_of(folder: Path) -> list[bytes]:
     calls = (value for _, value in ir.bindings(read_module(folder)["main"]) if ir.op_name(value))
     constants = (ir.const_value(call.args[0]) for call in calls)
     return [array.tobytes() for array in constants if array is not None]
+
+
+def test_samples_are_kept_only_to_win_accuracy_back(tmp_path, monkeypatch):
+    kept: list[object] = []
+    monkeypatch.setattr(Reservoir, "offer", lambda _, sample: kept.append(sample))
+    ok(*QUANTIZE, "-o", tmp_path / "plain")
+    assert kept == []
+    assert call(*QUANTIZE, "--correct-bias", "-o", tmp_path / "corrected").exit_code == 1
+    assert len(kept) == 20
 
 
 def test_accuracy_is_won_back_with_and_without_a_table(made, tmp_path):

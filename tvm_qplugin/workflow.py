@@ -131,7 +131,7 @@ class Quantization:
         from tvm_qplugin.samples import numbered
 
         if table is None:
-            return self.table_of(module, kept.offer)
+            return self.table_of(module, kept.offer if self.recipe.recovers else None)
         if self.recipe.recovers:
             if self.calibration is None:
                 raise CalibrationError(

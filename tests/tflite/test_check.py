@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from tvm_qplugin.targets.edgetpu import EDGETPU
 from tvm_qplugin.tflite.check import CheckReport, check
 from tvm_qplugin.tflite.file import load
 
-SHARED = Path(os.environ.get("QPLUGIN_DATA", "../shared")) / "models/tflite"
 IMAGE = (1, 8, 8, 4)
 WORDS = EDGETPU.words
 MAPPED, UNSUPPORTED, LIMITED = WORDS.mapped, WORDS.unsupported, WORDS.limited
@@ -158,10 +156,8 @@ def test_tables_say_that_they_predict(name: str) -> None:
         ("deeplabv3_257_mnv2_dm05_float", 0, 70),
     ],
 )
-def test_files_of_the_converter(litert: Any, file: str, mapped: int, total: int) -> None:
-    path = SHARED / f"{file}.tflite"
-    if not path.exists():
-        pytest.skip(f"{path} is absent (set QPLUGIN_DATA)")
+def test_files_of_the_converter(litert: Any, shared_data: Path, file: str, mapped: int, total: int) -> None:
+    path = shared_data / "models" / "tflite" / f"{file}.tflite"
     result = check(load(path, strict=False), EDGETPU)
     assert (result.mapped, len(result.findings)) == (mapped, total)
     assert (result.cut is None) == (mapped == total) and result.streamed_bytes == 0

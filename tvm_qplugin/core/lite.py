@@ -29,8 +29,8 @@ from tvm_qplugin.core.qparams import (
 )
 
 LARGEST_SLOPE = 2.0**7
-Multipliers = tuple[tuple[int, int], tuple[int, int]]
-"""Two multipliers of 31 bits, each with its exponent."""
+Multipliers = tuple[Multiplier, Multiplier]
+"""Above and below 0."""
 
 
 def requantized(source: QuantParams, target: QuantParams) -> Array:
