@@ -13,7 +13,7 @@ from tvm_qplugin.schedules.cpu_blocks import REDUCTION, SPATIAL, Block
 PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
 BORDER_WORK = 1 << 12
 UNROLL = 8
-MOST_PIECES = 4
+MOST_PIECES = 8
 SHORTEST_PIECE = 8
 
 
@@ -230,9 +230,12 @@ def _row_tile(sch: s_tir.Schedule, block: Block, spatial: list[Any]) -> list[Any
 
 
 def vector_extent(extent: int, width: int) -> int | None:
-    """Accumulators side by side: a divisor of ``extent`` of up to four registers; None: no such."""
+    """Accumulators side by side: a divisor of ``extent``, one, two or four registers; None: no such.
+
+    LLVM takes vectors of three registers apart, element by element.
+    """
     lanes = width // 4
-    return next((n * lanes for n in (4, 3, 2, 1) if extent % (n * lanes) == 0), None)
+    return next((n * lanes for n in (4, 2, 1) if extent % (n * lanes) == 0), None)
 
 
 def _attach(sch: s_tir.Schedule, epilogue: Block | None, loop: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 from tvm_qplugin.schedules.x86_border import constant
-from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T, load, splat
+from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T, load, prefetch, splat
 from tvm_qplugin.schedules.x86_pack import Requantization
 
 
@@ -49,6 +49,10 @@ class Reader:
         if dtype == str(self.constants.data.dtype):
             return value
         return T.reinterpret(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
+
+    def prefetch(self, name: str, index: Index) -> None:
+        """Prefetch the line of element ``index`` of the section whose dtype is the vector's."""
+        prefetch(self.buffer, self.constants.starts[name] // self.constants.data.dtype.itemsize + index)
 
     def has(self, name: str) -> bool:
         """Whether there is such a section."""

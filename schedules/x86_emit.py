@@ -20,6 +20,8 @@ from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
+PREFETCHED_BYTES = 64 * 1024  # smaller weights stay in L1 or L2 from run to run
+
 
 class Epilogue(Protocol):
     """Turns accumulators into stored results."""
@@ -89,7 +91,7 @@ def _walk(k: Kernel, epilogue: Epilogue) -> None:
             y, x, first = (
                 i * part.size + part.offset for i, part in zip((row, column, block), parts, strict=True)
             )
-            _tile(k, _spot(g, axes, (image, y, x), group, first, parts), epilogue)
+            _tile(k, _spot(g, axes, (image, y, x), group, first, parts), epilogue, place, tiles)
 
         _branch([row, column, block], cuts, emit)
 
@@ -155,10 +157,23 @@ def _spot(
     )
 
 
-def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
+def _tile(k: Kernel, spot: Spot, epilogue: Epilogue, place: Expr, tiles: int) -> None:
     with T.sblock("tile"):
         T.reads()
         T.writes()
+        spot = _ahead(k, spot, place, tiles)
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
         reduce(k, spot, acc)
         epilogue.finish(k, spot, acc)
+
+
+def _ahead(k: Kernel, spot: Spot, place: Expr, tiles: int) -> Spot:
+    """The tile with its share of the next channels' weights to prefetch, if weights are read in turn."""
+    g, step = k.geometry, k.isa.lanes * k.isa.depth
+    if k.tile.order != "om" or g.weight_bytes < PREFETCHED_BYTES:
+        return spot
+    size = spot.vectors * g.steps * step
+    stride = -(-size // (tiles * g.steps))
+    return replace(
+        spot, ahead=((spot.block + spot.vectors) * (g.steps * step) + place * (stride * g.steps), stride)
+    )

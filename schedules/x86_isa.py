@@ -85,6 +85,13 @@ def store(buffer: Buffer, index: Index, value: Expr, lanes: int) -> None:
     T.buffer_store(buffer, value, [index if lanes == 1 else T.ramp(index, 1, lanes)])
 
 
+def prefetch(buffer: Buffer, index: Index) -> None:
+    """``prefetcht0`` of the line that holds an element; beyond the buffer it does nothing."""
+    identifier = T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    arguments = (T.address_of(buffer[index]), T.int32(0), T.int32(3), T.int32(1))
+    T.evaluate(T.call_llvm_intrin("void", identifier, *arguments))
+
+
 def splat(value: Expr, lanes: int) -> Expr:
     """``value`` in every lane."""
     return T.broadcast(value, lanes)

@@ -23,13 +23,17 @@ from tvm_qplugin.schedules.x86_isa import (
 from tvm_qplugin.schedules.x86_tiles import Tile
 
 UNROLLED_SPAN = 4
+CACHE_LINE = 64
 
 Cells = list[list[Buffer]]
 
 
 @dataclass(frozen=True)
 class Spot:
-    """One register tile: where it reads and writes."""
+    """One register tile: where it reads and writes.
+
+    ``ahead``: the element of the weights from which it prefetches, and how many each step.
+    """
 
     source: Expr
     out: Expr
@@ -37,6 +41,7 @@ class Spot:
     pixels: tuple[tuple[int, int], ...]
     vectors: int
     valid: int
+    ahead: tuple[Expr, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,7 @@ def _multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step
     """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
     isa, width = k.isa, k.isa.lanes * k.isa.depth
     base, size = spot.block * (k.geometry.steps * width), k.geometry.steps * width
+    _prefetch(k, spot, step)
     last = k.geometry.last_lanes if spot.valid < isa.lanes else isa.lanes
     for (place, _), row in zip(spot.pixels, acc, strict=True):
         activation = _broadcast(k, spot.source + place, offset)
@@ -130,6 +136,15 @@ def _multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step
             lanes = last if j == spot.vectors - 1 else isa.lanes
             weights = k.weights(base + step * (lanes * isa.depth) + j * size)
             store(cell, 0, _accumulate(isa, load(cell, 0, isa.lanes), activation, weights), isa.lanes)
+
+
+def _prefetch(k: Kernel, spot: Spot, step: Index) -> None:
+    """The share of one step: a hardware prefetcher does not see where the next channels' weights begin."""
+    if spot.ahead is None:
+        return
+    start, stride = spot.ahead
+    for element in range(0, stride, CACHE_LINE // k.constants.constants.data.dtype.itemsize):
+        k.constants.prefetch("weights", start + step * stride + element)
 
 
 def _broadcast(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:

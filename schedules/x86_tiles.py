@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tvm_qplugin.schedules.x86_isa import Isa
 
 L1_BYTES = 32 * 1024
+STREAMED = 3.0  # multiply slots that a vector of weights costs from L2; 1.1 from L1
 MIN_PARALLEL_INSTRUCTIONS = 12_000
 LATENCY = 10.0  # two multiply units, five cycles each; short reductions overlap with the next tile
 MOST_PIXELS = 16
@@ -93,7 +94,8 @@ def estimate(isa: Isa, shape: Shape, tile: Tile) -> float:
 
 def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
     work = mt * nt
-    step = max(float(work), 0.6 * mt + 1.1 * nt, min(LATENCY, steps / 2)) + 0.05 * (mt + nt)
+    load = 1.1 if nt * steps * isa.bytes <= 2 * L1_BYTES else STREAMED
+    step = max(float(work), 0.6 * mt + load * nt, min(LATENCY, steps / 2)) + 0.05 * (mt + nt)
     return steps * step + EPILOGUE * work * (1 + 0.01 * work) + TILE_OVERHEAD
 
 

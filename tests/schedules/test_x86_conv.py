@@ -287,6 +287,27 @@ def test_every_tile_gives_the_same_numbers(isa: str, tile: Tile) -> None:
     np.testing.assert_array_equal(run(x86_conv.with_tile(call, target, tile), x, call.out, target), expected)
 
 
+def prefetches(isa: str, shape: dict[str, Any]) -> int:
+    call, _, _ = make_call(**shape)
+    found = x86_conv.plan(call, target_of(isa))
+    assert found is not None
+    implementation = found.implement(replace(found.default(), order="om"))
+    assert implementation is not None
+    return implementation.func.script().count("llvm.prefetch")
+
+
+@pytest.mark.parametrize("isa", ["avxvnni256", "vnni512"])
+def test_weights_that_do_not_stay_in_cache_are_prefetched(isa: str) -> None:
+    assert prefetches(isa, layer(7, 7, 256, 512)) > 0
+    assert prefetches(isa, layer(7, 7, 64, 64)) == 0
+
+
+def test_tiles_whose_weights_come_from_l2_use_them_often() -> None:
+    call, _, _ = make_call(**layer(38, 38, 128, 128, 3, 3, padding=SAME))
+    found = x86_conv.plan(call, target_of("vnni512"))
+    assert found is not None and found.default().mt >= 4
+
+
 @pytest.mark.parametrize("isa", list(TARGETS)[:3])
 def test_candidates_start_with_the_default_and_fit_in_registers(isa: str) -> None:
     call, _, _ = make_call(**SHAPES["resnet 3x3"])
