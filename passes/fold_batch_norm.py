@@ -25,7 +25,8 @@ class FoldBatchNorm:
 
     In: ``main`` with ``nn.batch_norm`` of channel axis 1 and the selection of its first result. Out: its
     factor in the weight of the convolution or dense layer before it (if that, and the bias added
-    after it, are used nowhere else) and its offset in the bias; otherwise a multiply and an add.
+    after it, are used nowhere else) and its offset in the bias; otherwise, of images, a depthwise 1x1
+    convolution and an add, else a multiply and an add.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
@@ -91,7 +92,11 @@ def _along(values: Array, axis: int, rank: int) -> Array:
 
 
 def _affine(norm: Expr, factor: Array, offset: Array) -> Expr:
+    """Factor and offset a channel: of images as a depthwise 1x1 convolution, whose weights are exact."""
     x = norm.args[0]
     rank, axis = len(shape_of(x)), int(norm.attrs.axis)
     scale, shift = (constant(_along(v, axis, rank).astype("float32")) for v in (factor, offset))
+    if rank == 4 and axis == 1:
+        weight = constant(_along(factor, 0, rank).astype("float32"))
+        return relax.op.add(relax.op.nn.conv2d(x, weight, groups=factor.size), shift)
     return relax.op.add(relax.op.multiply(x, scale), shift)

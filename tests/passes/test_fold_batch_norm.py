@@ -109,10 +109,15 @@ def test_dense() -> None:
     assert folded_operators(module) == ["matmul", "add"]
 
 
-def test_alone_becomes_multiply_and_add() -> None:
-    stats, x = statistics(3), RNG.normal(size=(1, 3, 4, 4)).astype("float32")
+@pytest.mark.parametrize(
+    ("shape", "operator"),
+    [((1, 3, 4, 4), "nn.conv2d"), ((2, 3, 5), "multiply"), ((2, 3), "multiply")],
+    ids=["image", "sequence", "features"],
+)
+def test_alone_becomes_depthwise_or_multiply_and_add(shape: tuple[int, ...], operator: str) -> None:
+    stats, x = statistics(3), RNG.normal(size=shape).astype("float32")
     module = main_of(norm(stats), shape=x.shape)
-    assert folded_operators(module) == ["multiply", "add"]
+    assert folded_operators(module) == [operator, "add"]
     np.testing.assert_allclose(run(FoldBatchNorm()(module), x)[0], run(module, x)[0], rtol=1e-4, atol=1e-5)
 
 
@@ -137,7 +142,7 @@ def test_convolution_used_elsewhere_stays() -> None:
     module = main_of(
         lambda x: relax.op.nn.conv2d(x, relax.const(weight)), norm(statistics(3)), shape=x.shape, keep=True
     )
-    assert folded_operators(module) == ["nn.conv2d", "multiply", "add"]
+    assert folded_operators(module) == ["nn.conv2d", "nn.conv2d", "add"]
     for actual, expected in zip(run(FoldBatchNorm()(module), x), run(module, x), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
     kept = next(v for _, v in straight_bindings(FoldBatchNorm()(module)["main"]) if op_name(v) == "nn.conv2d")
