@@ -11,7 +11,15 @@ from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.passes.rebuild import Rebuilder, constant, op_name, rebuild_main, shape_of, value_of
+from tvm_qplugin.passes.rebuild import (
+    Rebuilder,
+    constant,
+    op_name,
+    rebuild_main,
+    shape_of,
+    straight_bindings,
+    value_of,
+)
 
 Expr = Any
 # Axis of the output channels in the weight, by operator.
@@ -26,7 +34,7 @@ class FoldBatchNorm:
     In: ``main`` with ``nn.batch_norm`` of channel axis 1 and the selection of its first result. Out: its
     factor in the weight of the convolution or dense layer before it (if that, and the bias added
     after it, are used nowhere else) and its offset in the bias; otherwise, of images, a depthwise 1x1
-    convolution and an add, else a multiply and an add.
+    convolution and an add, else (or in a QDQ module) a multiply and an add.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
@@ -38,6 +46,7 @@ class _Fold(Rebuilder):
     def __init__(self, func: relax.Function) -> None:
         super().__init__(func)
         self.shared = {str(var.name) for var, count in self.uses.items() if count > 1}
+        self.is_float = not any(op_name(value) == "quantize" for _, value in straight_bindings(func))
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """Replace the first result of a batch norm; the tuple itself dies."""
@@ -51,7 +60,7 @@ class _Fold(Rebuilder):
             return call
         factor, offset = _factor_and_offset(stats, float(norm.attrs.epsilon))
         merged = self._merged(norm, factor, offset)
-        return _affine(norm, factor, offset) if merged is None else merged
+        return merged if merged is not None else _affine(norm, factor, offset, self.is_float)
 
     def _merged(self, norm: Expr, factor: Array, offset: Array) -> Expr:
         x = norm.args[0]
@@ -91,12 +100,12 @@ def _along(values: Array, axis: int, rank: int) -> Array:
     return values.reshape(shape)
 
 
-def _affine(norm: Expr, factor: Array, offset: Array) -> Expr:
+def _affine(norm: Expr, factor: Array, offset: Array, is_float: bool) -> Expr:
     """Factor and offset a channel: of images as a depthwise 1x1 convolution, whose weights are exact."""
     x = norm.args[0]
     rank, axis = len(shape_of(x)), int(norm.attrs.axis)
     scale, shift = (constant(_along(v, axis, rank).astype("float32")) for v in (factor, offset))
-    if rank == 4 and axis == 1:
+    if is_float and rank == 4 and axis == 1:
         weight = constant(_along(factor, 0, rank).astype("float32"))
         return relax.op.add(relax.op.nn.conv2d(x, weight, groups=factor.size), shift)
     return relax.op.add(relax.op.multiply(x, scale), shift)
