@@ -13,8 +13,13 @@ from typing import Any
 from rich.table import Table
 
 OURS = "ours"
-# (model, peer, threads): our time may be at most this many times the peer's
-LIMITS = {("mobilenet_v2_1.0_224", "LiteRT int8", 1): 1.3}
+OURS_FLOAT = "ours float"
+SMALL = ("tiny_resnet8_cifar10", "tiny_kws_dscnn", "tiny_vww_mobilenetv1_025_96", "tiny_ad_autoencoder")
+# Peer / ours has to be at least this much: of the best int8 peer, and of LiteRT's int8 file
+BEST_INT8 = {"mobilenet_v1": 1.4, "mobilenet_v2": 1.5, "inception_v3": 1.05, "resnet_v2_101": 1.05}
+LITERT_INT8 = {"mobilenet_v2_1.0_224": 1.0, **dict.fromkeys(SMALL, 1.0)}
+BEST_FLOAT = 3.3  # the best float peer / our int8, and
+SLOWEST_FLOAT = 1.25  # our float / the best float peer, of the networks in BEST_INT8
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class Race:
     @property
     def ours(self) -> Result | None:
         """Our int8 result."""
-        return next((result for result in self.results if result.contestant == OURS), None)
+        return self._of(OURS)
 
     def ratio(self, result: Result) -> float | None:
         """Peer / ours, the median over the rounds; above 1 we are faster. None for ours, or without it."""
@@ -108,16 +113,32 @@ class Race:
             return None
         return 100 * self.macs / (result.median / 1e3) / self.peak
 
+    def best_float(self) -> Result | None:
+        """The fastest float contestant that is not ours."""
+        peers = [result for result in self.results if not result.is_int8 and not result.is_ours]
+        return min(peers, key=lambda result: result.median, default=None)
+
     def missed(self) -> list[str]:
         """The limits that this race breaks."""
-        found = []
-        for result in self.results:
-            limit = LIMITS.get((self.model, result.contestant, self.threads))
-            ratio = self.ratio(result)
-            if limit is not None and ratio is not None and 1 / ratio > limit:
-                text = f"{1 / ratio:.2f} x the time of {result.contestant} (limit {limit})"
-                found.append(f"{self.model}: {text}")
-        return found
+        ours, litert = self.ours, self._of("LiteRT int8")
+        if ours is None:
+            return []
+        wanted = [
+            (self.best_peer(), ours, BEST_INT8.get(self.model)),
+            (litert, ours, LITERT_INT8.get(self.model)),
+        ]
+        if self.model in BEST_INT8:
+            wanted += [(self.best_float(), ours, BEST_FLOAT)]
+            wanted += [(self.best_float(), self._of(OURS_FLOAT), 1 / SLOWEST_FLOAT)]
+        return [
+            f"{self.model}, {self.threads} threads: {peer.contestant} / {own.contestant} is {ratio:.2f}, "
+            f"expected {limit:.2f} or more"
+            for peer, own, limit in wanted
+            if peer and own and limit and (ratio := statistics.median(peer.over(own))) < limit
+        ]
+
+    def _of(self, contestant: str) -> Result | None:
+        return next((result for result in self.results if result.contestant == contestant), None)
 
     def covers(self, obstacles: Mapping[str, str]) -> bool:
         """Whether every contestant has a result, or still has the obstacle (contestant -> why, or "")."""

@@ -57,12 +57,25 @@ def test_part_of_the_peak():
     assert replace(RACE, peak=None).of_peak(OURS) is None
 
 
-@pytest.mark.parametrize(("peer_ms", "missed"), [(1.0, 0), (0.77, 0), (0.76, 1)])
-def test_limit_is_on_our_time_over_the_peers(peer_ms, missed):
-    results = [Result("ours", [1.0], [1.0]), Result("LiteRT int8", [peer_ms], [peer_ms])]
-    race = Race("mobilenet_v2_1.0_224", 1, OPTIONS, results=results)
-    assert len(race.missed()) == missed
-    assert replace(race, threads=2).missed() == replace(race, model="net").missed() == []
+@pytest.mark.parametrize(
+    ("model", "times", "missed"),
+    [
+        ("mobilenet_v2", {"OpenVINO int8": 1.5, "LiteRT int8": 2.0}, []),
+        ("mobilenet_v2", {"OpenVINO int8": 1.49, "LiteRT int8": 2.0}, ["OpenVINO int8 / ours is 1.49"]),
+        ("inception_v3", {"OpenVINO int8": 1.06, "LiteRT float": 3.2}, ["LiteRT float / ours is 3.20"]),
+        ("inception_v3", {"ours float": 4.3, "LiteRT float": 3.4}, ["LiteRT float / ours float is 0.79"]),
+        ("inception_v3", {"ours float": 4.2, "LiteRT float": 3.4}, []),
+        ("tiny_kws_dscnn", {"OpenVINO int8": 0.5, "LiteRT int8": 1.01}, []),
+        ("tiny_kws_dscnn", {"LiteRT int8": 0.99}, ["LiteRT int8 / ours is 0.99"]),
+        ("other", {"LiteRT int8": 0.5}, []),
+    ],
+)
+def test_limits(model, times, missed):
+    results = [Result(name, [ms], [ms]) for name, ms in {"ours": 1.0, **times}.items()]
+    found = Race(model, 1, OPTIONS, results=results).missed()
+    assert len(found) == len(missed)
+    assert all(text in line for text, line in zip(missed, found, strict=True))
+    assert Race(model, 1, OPTIONS, results=results[1:]).missed() == []
 
 
 def test_table_shows_everybody_and_names_the_absent():

@@ -50,6 +50,15 @@ def test_rates_follow_from_times(profile):
             assert layer.of_peak == (None if peak is None else pytest.approx(layer.gmacs / peak))
 
 
+def test_share_near_the_peak(profile):
+    layers = [replace(layer, macs=macs, of_peak=part) for layer, macs, part in zip(
+        profile.layers, (30, 10, 60), (0.95, 0.9, 0.89), strict=False
+    )]  # fmt: skip
+    assert replace(profile, layers=tuple(layers)).near_peak() == pytest.approx(0.4)
+    unknown = tuple(replace(layer, of_peak=None) for layer in layers)
+    assert replace(profile, layers=unknown).near_peak() is None
+
+
 def test_float_layers_say_why(profile):
     (layer,) = [layer for layer in profile.layers if not layer.integer]
     assert layer.op == "conv2d" and layer.dtype == "float32" and "recipe" in str(layer.reason)

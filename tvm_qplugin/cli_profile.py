@@ -173,7 +173,16 @@ def _profile_parts(profile: Profile) -> list[RenderableType]:
         parts += [report.columns_table(title, rows, left=2)]
         parts += [report.columns_table("by kind", [_kind_cells(kind) for kind in profile.kinds()], left=2)]
     total = f"kernels {profile.kernels_ms:.3f} ms, whole runs {profile.whole_ms:.3f} ms (medians)"
-    return [*parts, report.line(total), *_peak_lines(profile)]
+    return [*parts, report.line(total), *_near_peak(profile), *_peak_lines(profile)]
+
+
+def _near_peak(profile: Profile) -> list[Text]:
+    from tvm_qplugin.layer_times import NEAR
+
+    share = profile.near_peak()
+    if share is None:
+        return []
+    return [report.line(f"{share:.1%} of the multiply-adds run in kernels at {NEAR:.0%} of the peak or more")]
 
 
 def _layer_cells(layer: LayerTime) -> dict[str, str]:

@@ -20,6 +20,7 @@ from tvm_qplugin.peak import Peak, peak_of
 CONVERSIONS = ("quantize", "dequantize", "requantize")
 MOST_RUNS = 1_000
 SECONDS = 1.0
+NEAR = 0.9  # of the peak
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,14 @@ class Profile:
     peaks: dict[str, Peak]
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as a JSON object, with ``kinds``."""
-        return {**asdict(self), "kinds": self.kinds()}
+        """The fields as a JSON object, with ``kinds`` and ``near_peak``."""
+        return {**asdict(self), "kinds": self.kinds(), "near_peak": self.near_peak()}
+
+    def near_peak(self) -> float | None:
+        """Share of the multiply-adds in kernels at ``NEAR`` of the peak or more; None: no peak is known."""
+        known = [layer for layer in self.layers if layer.of_peak is not None]
+        total = sum(layer.macs for layer in self.layers)
+        return sum(layer.macs for layer in known if (layer.of_peak or 0) >= NEAR) / total if known else None
 
     def kinds(self) -> list[dict[str, Any]]:
         """Calls, time, share, multiply-adds and bytes of each kind of operator, the slowest first."""
