@@ -24,6 +24,7 @@ from tvm_qplugin.passes.op_kinds import (
     obstacle,
     obstacle16,
 )
+from tvm_qplugin.passes.wide_cells import float_front, wide_tensors, widened
 
 Explain = Callable[[str], str | None]
 _CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
@@ -37,18 +38,26 @@ class Annotate:
 
     In: a canonical float module. Out: the same, with the ``Annotation`` in the function attribute
     ``qplugin.annotation``. ``explain(kind)`` says why a device cannot run an operator (None: it can).
+    ``wide_cells``: recurrent cells of an int8 model compute in int16 between their products, and what comes
+    before them stays in float.
     Raises RecipeError for a rule about a kind that does not exist.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     explain: Explain | None = None
+    wide_cells: bool = True
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
         operators = {op.output: self._decide(op) for op in group(func, not self.recipe.wide)}
-        annotation = _tensors(func, _settle(func, operators), self.recipe)
+        if self.wide_cells:
+            operators = float_front(func, operators, self.recipe)
+        operators = _settle(func, operators)
+        wide = wide_tensors(func, operators) if self.wide_cells and not self.recipe.wide else set()
+        operators = {name: widened(op, wide) for name, op in operators.items()}
+        annotation = _tensors(func, operators, self.recipe, wide)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
     def _decide(self, op: OpAnnotation) -> OpAnnotation:
@@ -219,19 +228,21 @@ def _fed_by_float_only(
     return source in integer and not integer[source] and operators[source].kind not in MOVEMENT
 
 
-def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe) -> Annotation:
-    """Specifications for what integer operators read and write."""
+def _tensors(
+    func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe, wide: set[str]
+) -> Annotation:
+    """Specifications for what integer operators read and write; those of ``wide`` are int16."""
     tensors: dict[str, Spec] = {}
     floats = {v.name for v in [*func.params, *ir.definitions(func)] if _is_float(v)}
     for op in operators.values():
         choice = recipe.choose(op.kind, op.output)
         if not op.integer or choice.scheme not in SCHEMES:
             continue
-        activation, outputs = SCHEMES[choice.scheme]
         for name in (*op.inputs, op.output):
             if name in floats:
+                activation, _ = SCHEMES["int16x8" if name in wide else choice.scheme]
                 tensors.setdefault(name, replace(activation, observer=choice.observer))
-        fixed = outputs.get(op.kind)
+        fixed = SCHEMES["int16x8" if op.output in wide else choice.scheme][1].get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed
     return Annotation(operators, tensors)

@@ -14,6 +14,7 @@ from tvm_qplugin.core.qparams import union_range
 from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import SAME_SCALE
+from tvm_qplugin.passes.wide_cells import steps_of
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -28,22 +29,29 @@ class UnifyScales:
 
     In: an annotated module. Out: the same, where every member of a group but one has a ``SharedSpec``
     that names it. A tensor whose operator fixes its parameters (softmax, sigmoid, tanh) joins a
-    concatenation only if all parts agree; otherwise it is requantized there. With calibrated ``ranges``
-    so is a part that would lose more than one bit of resolution: chains of concatenations and slices
-    (ShuffleNet) would otherwise put a whole network on one scale.
+    concatenation only if all parts agree; otherwise it is requantized there. A tensor of an unrolled cell
+    has the scale of those of the other steps: the cell is one, and its kernels and constants are. With
+    calibrated ``ranges`` a part that would lose more than one bit of resolution is requantized, too: chains
+    of concatenations and slices (ShuffleNet) would otherwise put a whole network on one scale.
     """
 
     ranges: Ranges | None = None
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite the annotation."""
-        annotation = Annotation.loads(ir.main_function(mod).attrs[ANNOTATION])
-        return ir.with_main_attr(mod, ANNOTATION, unify(annotation, self.ranges).dumps())
+        func = ir.main_function(mod)
+        annotation = unify(Annotation.loads(func.attrs[ANNOTATION]), self.ranges, steps_of(func))
+        return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
 
-def unify(annotation: Annotation, ranges: Ranges | None = None) -> Annotation:
-    """The annotation with groups of equal parameters resolved."""
+def unify(
+    annotation: Annotation, ranges: Ranges | None = None, steps: Mapping[str, str] | None = None
+) -> Annotation:
+    """The annotation with groups of equal parameters resolved; ``steps`` as in ``qplugin.steps``."""
     groups = _Groups(annotation.tensors, ranges or {})
+    first: dict[str, str] = {}
+    for name, role in (steps or {}).items():
+        groups.join(first.setdefault(role, name), name)
     shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
     for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
         for name in _members(op, groups):
@@ -63,6 +71,11 @@ def _members(op: OpAnnotation, groups: _Groups) -> list[str]:
 def _width(both: tuple[float, float]) -> float:
     """The extent of a range with zero in it."""
     return max(both[1], 0.0) - min(both[0], 0.0)
+
+
+def _alike(a: Spec, b: Spec) -> bool:
+    """Whether two specifications are of one dtype."""
+    return getattr(a, "dtype", None) == getattr(b, "dtype", None)
 
 
 class _Groups:
@@ -102,7 +115,7 @@ class _Groups:
             return
         a, b = self.find(a), self.find(b)
         keep, drop = (b, a) if isinstance(self._spec[b], FixedSpec) else (a, b)
-        if keep != drop:
+        if keep != drop and _alike(self._spec[keep], self._spec[drop]):
             self._parent[drop] = keep
             both = [self._range[name] for name in (keep, drop) if name in self._range]
             if both:

@@ -67,7 +67,8 @@ class Importer(onnx_frontend.ONNXGraphImporter):
 
     def build(self, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> IRModule:
         """The function with temporaries still called ``lv``; ``names`` holds the tensor names."""
-        self.read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+        self.read = {name for node in graph.node for name in node.input if name}
+        self.read |= {out.name for out in graph.output}
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
         with self.bb.function("main", params=params):
             with self.bb.dataflow():
@@ -156,12 +157,11 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         return self.bb.lookup_binding(expr) if isinstance(expr, relax.Var) else None
 
     def _emit_part(self, node: onnx.NodeProto, expr: Expr, role: str, step: int | None) -> Expr:
-        """A tensor inside a node; those of the same role in other steps are noted with it."""
+        """A tensor inside a node; what it is in every step is noted."""
         role = f"{sanitize(next(name for name in node.output if name))}_{role}"
         var = self.bb.emit(expr)
         self.names[var] = self._fresh(role if step is None else f"{role}_t{step}")
-        if step is not None:
-            self.steps[self.names[var]] = role
+        self.steps[self.names[var]] = role
         return var
 
     def _bind(self, node: onnx.NodeProto, result: Expr) -> None:

@@ -37,7 +37,7 @@ class Cell:
 
     ``weight`` [I, G*H], ``recurrent`` [H, G*H] and the biases [G*H] have the gates side by side in ONNX's
     order; ``bias`` is added to the product of the inputs, ``late`` to that of the hidden state.
-    ``emit(expr, role, step)`` binds a tensor to a name.
+    ``emit(expr, role, step)`` binds a tensor to a name (no step: it is of all).
     """
 
     weight: Array
@@ -45,7 +45,7 @@ class Cell:
     bias: Array
     late: Array
     functions: Sequence[Callable[[Expr], Expr]]
-    emit: Callable[[Expr, str, int | None], Expr]
+    emit: Callable[..., Expr]
 
     @property
     def size(self) -> int:
@@ -115,7 +115,7 @@ def _cell(node: Node, index: int) -> Cell:
         early,
         late,
         _functions(node, index),
-        lambda expr, role, step: node.emit(expr, role + suffix, step),
+        lambda expr, role, step=None: node.emit(expr, role + suffix, step),
     )
 
 
@@ -157,7 +157,7 @@ def _inputs(cell: Cell, x: Expr) -> list[Expr]:
     """The products of all inputs, by step [N, G*H]."""
     steps, batch, size = shape_of(x)
     rows = relax.op.matmul(relax.op.reshape(x, (steps * batch, size)), constant(cell.weight))
-    rows = cell.emit(relax.op.add(rows, constant(cell.bias)), "inputs", None)
+    rows = cell.emit(relax.op.add(rows, constant(cell.bias)), "inputs")
     if steps == 1:
         return [rows]
     slices = (

@@ -51,7 +51,7 @@ def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
 
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     """Float module, rewritten for the device -> annotated module."""
-    return [ExpandWeights(), Annotate(recipe, profile.explain)]
+    return [ExpandWeights(), Annotate(recipe, profile.explain, profile.artifact != "tflite")]
 
 
 def convert_passes(table: CalibrationTable) -> Passes:

@@ -100,6 +100,11 @@ class Recipe:
         """Whether activations are int16."""
         return "int16x8" in (self.scheme, *(rule.scheme for rule in self.rules))
 
+    def asks_for(self, kind: str, name: str) -> bool:
+        """Whether a rule, not only the scheme of the recipe, wants an operator to be quantized."""
+        schemes = [rule.scheme for rule in self.rules if rule.scheme and rule.matches(kind, name)]
+        return bool(schemes) and schemes[-1] != "float"
+
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
         chosen = {"scheme": self.scheme, "observer": self.observer, "per_channel": self.per_channel}

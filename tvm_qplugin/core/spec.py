@@ -81,7 +81,8 @@ class OpAnnotation:
     """One operator as quantization sees it: a group of bindings that becomes one kernel.
 
     ``output`` is the name of the tensor that the group puts out, ``inputs`` the tensors it reads,
-    ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``.
+    ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``;
+    ``narrow``: it reads int16 tensors as int8.
     """
 
     kind: str
@@ -91,6 +92,7 @@ class OpAnnotation:
     weight: QuantSpec | None = None
     integer: bool = True
     reason: str = ""
+    narrow: bool = False
 
 
 @dataclass(frozen=True)
