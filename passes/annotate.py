@@ -184,6 +184,33 @@ def _chain_kind(ops: list[str]) -> str:
 
 
 def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Integer where it pays: not for data that comes from float operators and returns to them."""
+    settled = _settled_once(func, operators)
+    while between := {name for name, op in settled.items() if _between_floats(op, settled)}:
+        reason = "it lies between float operators"
+        operators = {
+            name: replace(op, integer=False, reason=reason) if name in between else op
+            for name, op in operators.items()
+        }
+        settled = _settled_once(func, operators)
+    return settled
+
+
+def _between_floats(op: OpAnnotation, settled: Mapping[str, OpAnnotation]) -> bool:
+    """A sum or product with a float operand, and of float operands only or with float readers only.
+
+    Residual sums before a layer norm, masks on attention: their ranges are too wide for few bits.
+    """
+    if not op.integer or op.kind not in ("add", "subtract", "multiply"):
+        return False
+    made = [settled[name] for name in op.inputs if name in settled]
+    readers = [other for other in settled.values() if op.output in other.inputs]
+    floats = [not other.integer for other in made]
+    alone = len(made) == len(op.inputs) and all(floats)
+    return any(floats) and (alone or (bool(readers) and not any(other.integer for other in readers)))
+
+
+def _settled_once(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
     """Moving data is worth an integer kernel only where the data is integer already."""
     integer: dict[str, bool] = {}
     settled = {}

@@ -1,4 +1,4 @@
-"""Recurrent cells of an int8 model: int8 matrix products, int16 for what is computed between them."""
+"""What an int8 model keeps in int16 or in float: recurrent cells, what is before them, what floats read."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) ->
 
     A state that is added to at every step loses what is smaller than its resolution, and a gate's sum has a
     range far beyond where the gate is steep: those of cells are int16 (as in LiteRT's integer LSTM), and so
-    is what operators without a weight compute of them or for them.
+    is what operators without a weight compute of them or for them. So is the result of a dense layer that only
+    float operators read (residual sums, attention): nothing has to be narrow there.
     """
-    wide = set(steps_of(func))
+    wide = set(steps_of(func)) | _read_by_floats(operators)
     found = -1
     while found != len(wide):
         found = len(wide)
@@ -73,6 +74,18 @@ def _front(cells: set[str], operators: Mapping[str, OpAnnotation]) -> set[str]:
         if name in needed:
             needed.update(op.inputs)
     return {name for name, op in operators.items() if name in needed - behind and op.kind not in MOVEMENT}
+
+
+def _read_by_floats(operators: Mapping[str, OpAnnotation]) -> set[str]:
+    """Results of integer dense layers that end, moved or not, in float operators."""
+    into: dict[str, bool] = {}
+    for name, op in reversed(list(operators.items())):
+        readers = [other for other in operators.values() if name in other.inputs]
+        into[name] = bool(readers) and all(
+            into[other.output] if other.integer and other.kind in MOVEMENT else not other.integer
+            for other in readers
+        )
+    return {name for name, op in operators.items() if op.integer and op.kind == "dense" and into[name]}
 
 
 def widened(op: OpAnnotation, wide: set[str]) -> OpAnnotation:

@@ -93,10 +93,10 @@ class Reference:
 class RealModel:
     """One entry of the table. ``metric`` is a key of ``_metrics.METRICS``.
 
-    ``label_offset`` is added to a label to give the output's index; ``labels`` are those of the outputs, where
-    they are in another order. ``max_drop`` in points (None: report
-    only), ``max_extra`` in bytes: code and manifest beside the weights. ``islands`` are the float operators that are known and named. ``tflite`` is the same
-    net in int8 by TFLite's converter.
+    ``label_offset`` is added to a label to give the output's index; ``labels`` are those of the outputs,
+    where they are in another order. ``max_drop`` in points (None: report only), ``max_extra`` in bytes: code
+    and manifest beside the weights. ``islands`` are the float operators that are known and named.
+    ``tflite`` is the same net in int8 by TFLite's converter.
     """
 
     name: str

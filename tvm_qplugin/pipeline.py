@@ -123,6 +123,7 @@ def quantize_module(
     """
     from tvm_qplugin.calibrator import calibrate, model_hash
     from tvm_qplugin.recovery import reservoir_for
+    from tvm_qplugin.smoothing import smooth
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
@@ -132,6 +133,9 @@ def quantize_module(
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
         return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
+    if chosen.smooth:
+        calibration = _samples_of(calibration, chosen)
+        module = smooth(module, calibration, limit=limit)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -162,6 +166,16 @@ def quantize_module(
     if chosen.recovers:
         quantized = _recovered(quantized, module, chosen, samples, progress)
     return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+
+
+def _samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
+    """Samples that can be read twice."""
+    if calibration is None or isinstance(calibration, CalibrationTable):
+        raise CalibrationError(
+            f"recipe {recipe.name!r} smooths channels, which needs samples, and a table holds only ranges: "
+            "pass calibration=samples"
+        )
+    return list(calibration)
 
 
 def _recovered(

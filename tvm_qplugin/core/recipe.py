@@ -63,7 +63,8 @@ class Recipe:
     """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
 
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
-    up for the mean error of a layer; both need samples, not only their ranges.
+    up for the mean error of a layer, ``smooth``: spread of channels moves from activations into weights
+    (SmoothQuant, for transformers); all need samples, not only their ranges.
     """
 
     name: str = "int8"
@@ -73,6 +74,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         """Check the schemes."""
