@@ -30,8 +30,8 @@ def wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) ->
 
     A state that is added to at every step loses what is smaller than its resolution, and a gate's sum has a
     range far beyond where the gate is steep: those of cells are int16 (as in LiteRT's integer LSTM), and so
-    is what operators without a weight compute of them or for them. So is the result of a dense layer that only
-    float operators read (residual sums, attention): nothing has to be narrow there.
+    is what operators without a weight compute of them or for them. So is the result of a dense layer that
+    only float operators read (residual sums, attention): nothing has to be narrow there.
     """
     wide = set(steps_of(func)) | _read_by_floats(operators)
     found = -1
@@ -79,7 +79,7 @@ def _front(cells: set[str], operators: Mapping[str, OpAnnotation]) -> set[str]:
 def _read_by_floats(operators: Mapping[str, OpAnnotation]) -> set[str]:
     """Results of integer dense layers that end, moved or not, in float operators."""
     into: dict[str, bool] = {}
-    for name, op in reversed(list(operators.items())):
+    for name in reversed(list(operators)):
         readers = [other for other in operators.values() if name in other.inputs]
         into[name] = bool(readers) and all(
             into[other.output] if other.integer and other.kind in MOVEMENT else not other.integer
