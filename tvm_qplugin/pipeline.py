@@ -24,6 +24,7 @@ from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
+from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
@@ -60,9 +61,10 @@ def convert_passes(table: CalibrationTable) -> Passes:
     return [UnifyScales(ranges), InsertQDQ(ranges)]
 
 
-def finish_passes(profile: TargetProfile, io: str) -> Passes:
+def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
     """QDQ module -> the same for the device, with its kind of inputs and outputs."""
-    return [*quantized_passes(profile), QuantizeIO(io)]
+    tables = [QuantizeEmbedding(recipe)] if profile.artifact != "tflite" else []
+    return [*quantized_passes(profile), *tables, QuantizeIO(io)]
 
 
 def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
@@ -165,7 +167,7 @@ def quantize_module(
     quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
     if chosen.recovers:
         quantized = _recovered(quantized, module, chosen, samples, progress)
-    return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+    return tvm.transform.Sequential(finish_passes(profile, io, chosen))(quantized)
 
 
 def _samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
@@ -213,7 +215,9 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
             f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
             "use recipe 'int8'"
         )
-    return [ExpandWeights(), QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
+    if recipe.scheme == "fp16":
+        return [ExpandWeights(), QuantizeFloat16(recipe)]
+    return [ExpandWeights(), QuantizeDynamic(recipe), QuantizeEmbedding(recipe)]
 
 
 def is_quantized(module: IRModule) -> bool:
