@@ -87,6 +87,9 @@ def _joined(parts: Sequence[Expr], axis: int) -> Expr:
 
 
 def _refuse(node: Node) -> None:
+    shapes = [shape_of(given) for given in node.inputs[:3]]
+    if any(len(shape) != 3 for shape in shapes):
+        raise ValueError(f"X [T, N, I], W and R must be of rank 3, got {', '.join(map(str, shapes))}")
     for name in UNSUPPORTED:
         if np.any(node.attrs.get(name, 0)):
             raise ValueError(f"its attribute {name} is not supported; export the model without it")
