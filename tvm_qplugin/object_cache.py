@@ -77,7 +77,8 @@ class ObjectCache:
         path = self._path(key)
         temporary = path.with_name(f".{secrets.token_hex(8)}")
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
             temporary.write_bytes(_seal(key, content) + content)
             os.replace(temporary, path)
         except OSError as error:
@@ -88,7 +89,7 @@ class ObjectCache:
         """Remove the least recently used entries beyond the limit; how many bytes went."""
         entries = sorted(self._files(), key=lambda entry: entry[1].st_mtime)
         total, removed = sum(stat.st_size for _, stat in entries), 0
-        if total <= self.limit:
+        if not self.limit or total <= self.limit:
             return 0
         for path, stat in entries:
             if total - removed <= _KEEP * self.limit:
