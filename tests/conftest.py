@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 # A folder of the tests' own, for subprocesses as well; a second run finds in it what it compiles.
-os.environ["TVM_QPLUGIN_CACHE"] = str(ROOT / ".pytest_cache" / "kernels")
+os.environ |= {"TVM_QPLUGIN_CACHE": str(ROOT / ".pytest_cache" / "kernels"), "TVM_QPLUGIN_CACHE_SIZE": "200M"}
 
 
 def data_directory() -> Path | None:

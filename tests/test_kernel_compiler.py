@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from hashlib import sha256
 
 import numpy as np
@@ -185,6 +186,22 @@ def test_the_platform_and_the_configuration_are_part_of_the_key(tmp_path):
     makers = [KernelCompiler(target, {}, cache) for target in targets]
     makers.append(KernelCompiler(targets[0], {"tirx.disable_assert": True}, cache))
     assert len({maker.symbols(func)["third"][0] for maker in makers}) == 4
+
+
+def test_kernels_for_another_processor(tmp_path):
+    target = tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a76"})
+    made = KernelCompiler(target, {}, ObjectCache(tmp_path), jobs=2)
+    for data in made.objects(dict(made.symbols(functions()).values())).values():
+        assert data[:4] == b"\x7fELF" and int.from_bytes(data[18:20], "little") == 183  # AArch64
+
+
+def test_the_profile_names_the_compiler(module, tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec {tvm.support.cc.get_cc()} "$@"\n')
+    compiler.chmod(0o755)
+    profile = replace(find_profile("host"), compiler=str(compiler))
+    assert digest(qp.build(module, target=profile)) == digest(qp.build(module))
+    assert "kernels.cc" in (tmp_path / "calls").read_text()
 
 
 def test_names_do_not_matter_and_numbers_do(tmp_path, compilations):

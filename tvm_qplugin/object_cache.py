@@ -131,17 +131,16 @@ class ObjectCache:
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"
 
-    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
-        """Entries; what a process that died left half-written is removed."""
-        for path in self.folder.glob("??/*"):
-            try:
-                stat = path.stat()
-            except OSError:
-                continue
-            if path.suffix == _SUFFIX:
-                yield path, stat
-            elif path.name.startswith(".") and time.time() - stat.st_mtime > _ABANDONED:
-                _remove(path)
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Paths of entries; what a process that died left half-written is removed."""
+        for folder in _scan(self.folder):
+            for file in _scan(folder.path) if len(folder.name) == 2 else ():
+                with suppress(OSError):
+                    stat = file.stat()
+                    if file.name.endswith(_SUFFIX):
+                        yield file.path, stat
+                    elif file.name.startswith(".") and time.time() - stat.st_mtime > _ABANDONED:
+                        _remove(file.path)
 
 
 def default_folder() -> Path:
@@ -173,9 +172,15 @@ def _seal(key: str, content: bytes) -> bytes:
     return sha256(key.encode() + content).digest()
 
 
-def _remove(path: Path) -> bool:
+def _scan(folder: str | Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder; nothing if it cannot be read, or is none."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        yield from entries
+
+
+def _remove(path: str | Path) -> bool:
     try:
-        path.unlink()
+        os.unlink(path)
     except OSError:
         return False
     return True
