@@ -9,6 +9,7 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import tvm
+from tvm import relax
 from tvm.script import ir as I
 from tvm.script import tirx as T
 
@@ -210,6 +211,29 @@ def test_names_do_not_matter_and_numbers_do(tmp_path, compilations):
     assert symbols["first"][0] == symbols["second"][0] != symbols["third"][0]
     objects = made.objects(dict(symbols.values()))
     assert sorted(compilations) == sorted(objects) and len(objects) == 2
+
+
+@pytest.mark.parametrize("name", ["a_kernel", "kernel-1", "kernel 2"])
+def test_a_kernel_may_have_any_name(name):
+    @I.ir_module
+    class Odd:
+        @T.prim_func(private=True, s_tir=True)
+        def kernel(x: T.Buffer((8,), "float32"), k: T.Buffer((8,), "float32"), y: T.Buffer((8,), "float32")):
+            for i in range(8):
+                with T.sblock("y"):
+                    vi = T.axis.spatial(8, i)
+                    y[vi] = x[vi] * k[vi]
+
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((8,), "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            kernel = builder.add_func(Odd["kernel"], name)
+            three = relax.const(np.full(8, 3, "float32"))
+            y = builder.emit_output(relax.call_tir(kernel, [x, three], relax.TensorType((8,), "float32")))
+        builder.emit_func_output(y)
+    artifact = qp.build(builder.get())
+    np.testing.assert_array_equal(artifact.run(np.arange(8, dtype="float32"))[0], 3 * np.arange(8))
 
 
 def test_a_function_that_calls_another_cannot_be_compiled_alone(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -23,6 +24,7 @@ from tvm_qplugin.object_cache import ObjectCache
 
 _FORMAT = 1  # of the cache's entries; another number makes all older ones unknown
 _UNUSED = (KERNEL, PARAMS, "op_pattern", "global_symbol")  # attributes that no machine code depends on
+_NAME = re.compile(r"[\w.$]+", re.ASCII)
 _KEY = 32  # hexadecimal digits of sha256
 
 
@@ -42,9 +44,11 @@ class KernelCompiler:
     def symbols(self, functions: Mapping[str, tirx.PrimFunc]) -> dict[str, tuple[str, tirx.PrimFunc]]:
         """For each function the symbol of its kernel, which says what it computes, and the kernel.
 
-        Functions that differ in nothing but the names of variables have one symbol. Nothing is given if one
-        of the functions calls another: they cannot be compiled alone.
+        Functions that differ in nothing but the names of variables have one symbol. Nothing is given if they
+        cannot be compiled alone: one calls another, or has a name that assemblers refuse.
         """
+        if not all(map(_NAME.fullmatch, functions)):
+            return {}
         first: dict[Any, tuple[str, tirx.PrimFunc]] = {}
         named = {}
         for name, func in functions.items():

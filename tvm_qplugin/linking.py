@@ -55,9 +55,9 @@ static int call(Kernel* kernel, void* self, const TVMFFIAny* args, TVMFFIAny* re
 """
 
 _KERNEL = """
-extern "C" HIDDEN int __tvm_ffi_{symbol}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-extern "C" TVM_FFI_DLL_EXPORT int __tvm_ffi_{name}(
-    void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {{
+extern "C" HIDDEN Kernel __tvm_ffi_{symbol};
+extern "C" TVM_FFI_DLL_EXPORT Kernel call_{index} asm("__tvm_ffi_{name}");
+int call_{index}(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {{
   return {call};
 }}
 """
@@ -115,12 +115,12 @@ class Linkable:
                 numbers=", ".join(str(number) for numbers in sizes for number in numbers) or "0",
                 rows="".join(_row(item, start) for item, start in zip(items, starts, strict=False)),
             )
-        for name, symbol in self.kernels.items():
+        for index, (name, symbol) in enumerate(self.kernels.items()):
             count = self.constants.users.get(name)
             call = f"__tvm_ffi_{symbol}(self, args, count, result)"
             if count is not None:
                 call = f"call<{count}>(__tvm_ffi_{symbol}, self, args, result)"
-            yield _KERNEL.format(symbol=symbol, name=name, call=call)
+            yield _KERNEL.format(symbol=symbol, index=index, name=name, call=call)
 
 
 def _row(item: Constant, start: int) -> str:
