@@ -50,7 +50,11 @@ def build(
     ] = "NCHW",
     shape: Shapes = None,
     dump: Annotated[
-        Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Directory for the IR after every pass; the model is compiled whole, without the cache.",
+            show_default=False,
+        ),
     ] = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Compile every kernel, also those that earlier builds kept.")
@@ -101,10 +105,10 @@ def build(
         "next": f"tvm-qplugin bench {quote(str(output))}",
     }
     ratio = f", {total / original:.2f} x the model's file ({report.size(original)})" if original else ""
+    kernels = f", {cache.missed} kernels compiled, {cache.found} from the cache" if not dump else ""
     parts: list[RenderableType] = [
         report.summary(manifest.operators),
-        report.line(f"kernels: {cache.missed} compiled, {cache.found} from the cache"),
-        report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s: {output}"),
+        report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s{kernels}: {output}"),
         report.line(f"next: {data['next']}", "bold"),
     ]
     return Report(data, tuple(parts))
