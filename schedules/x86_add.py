@@ -84,7 +84,7 @@ def _implement(
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
         args = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
         flat = [T.decl_buffer((s.size,), s.dtype, data=b.data) for s, b in zip(specs, args, strict=True)]
-        reader = Reader(constants, flat[2])
+        reader = constants.reader(flat[2])
         if any(halos[2]):
             fill_halo(Halo(call.out.shape, halos[2]), flat[3], reader.scalar("zero", call.out.dtype))
         _rows(call, isa, shape, halos, flat, reader)

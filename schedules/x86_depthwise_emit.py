@@ -10,7 +10,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import fill_halo
-from tvm_qplugin.schedules.x86_constants import Constants, Reader
+from tvm_qplugin.schedules.x86_constants import Constants
 from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
 from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_max_tile, emit_tile
@@ -31,7 +31,7 @@ def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Impleme
         x = T.arg("x", T.buffer(call.args[0].shape, call.args[0].dtype))
         packed = [T.arg("p", T.buffer(c.shape, str(c.dtype))) for c in data]
         y = T.arg("y", T.buffer(call.out.shape, call.out.dtype))
-        reader = Reader(constants, packed[0] if packed else None)
+        reader = constants.reader(packed[0] if packed else None)
         _body(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)), call.out.dtype)
     return Implementation(builder.get(), (0, *data))
 

@@ -7,10 +7,12 @@ a condition on the loop's index.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
 from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
@@ -31,6 +33,21 @@ class Epilogue(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Form:
+    """All that the code of a kernel depends on: layers that agree in it share the function."""
+
+    name: str
+    source: TensorSpec
+    packed: TensorSpec
+    out: TensorSpec
+    isa: Isa
+    geometry: Geometry
+    tile: Tile
+    epilogue: Epilogue
+    starts: tuple[tuple[str, int], ...]
+
+
 def implement(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> Implementation:
@@ -38,27 +55,33 @@ def implement(
 
     Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
+    packed = TensorSpec(constants.data.shape, str(constants.data.dtype))
+    starts = tuple(constants.starts.items())
+    form = _Form(call.name, call.args[0], packed, call.out, isa, geometry, tile, epilogue, starts)
+    func = _function(form).with_attr(KERNEL, call.name).with_attr(PARAMS, encode_params(call.params))
+    return Implementation(func, (0, constants.data))
+
+
+@lru_cache(maxsize=64)
+def _function(form: _Form) -> PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
+        T.func_name(form.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        _body(call, isa, geometry, tile, epilogue, constants)
-    return Implementation(builder.get(), (0, constants.data))
+        _body(form)
+    return builder.get()
 
 
-def _body(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
-) -> None:
-    packed_spec = TensorSpec(constants.data.shape, str(constants.data.dtype))
-    source, packed, out = _arguments([call.args[0], packed_spec, call.out])
-    dtype, reader = call.args[0].dtype, Reader(constants, packed)
+def _body(form: _Form) -> None:
+    geometry = form.geometry
+    source, packed, out = _arguments([form.source, form.packed, form.out])
+    dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
         source = padded_copy(geometry.scratch, source, dtype, pad)
         dtype = geometry.scratch.dtype
     if geometry.halo:
-        fill_halo(geometry.halo, out, reader.scalar("fill_out", call.out.dtype))
-    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
+        fill_halo(geometry.halo, out, reader.scalar("fill_out", form.out.dtype))
+    _walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out), form.epilogue)
 
 
 def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:

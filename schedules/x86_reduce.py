@@ -143,7 +143,7 @@ def _prefetch(k: Kernel, spot: Spot, step: Index) -> None:
     if spot.ahead is None:
         return
     start, stride = spot.ahead
-    for element in range(0, stride, CACHE_LINE // k.constants.constants.data.dtype.itemsize):
+    for element in range(0, stride, CACHE_LINE // k.constants.item):
         k.constants.prefetch("weights", start + step * stride + element)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 from tvm.ir import IRModule
 
 from tvm_qplugin.artifact import Artifact
@@ -20,11 +20,16 @@ from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.kernel_compiler import KernelCompiler
+from tvm_qplugin.linking import Linkable
+from tvm_qplugin.object_cache import ObjectCache
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import ExpandWeights
 from tvm_qplugin.passes.match_tagged import tagged_plan
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
+from tvm_qplugin.progress import progress_bar
+from tvm_qplugin.static_constants import lift_constants
 from tvm_qplugin.targets import find_profile, tvm_target
 
 # The virtual machine calls kernels with the shapes they were compiled for; Artifact.run checks the user's.
@@ -61,6 +66,32 @@ def compile_module(
         return relax.build(final, device, relax_pipeline=None), lowered
 
 
+def compile_kernels(
+    mod: IRModule, profile: TargetProfile, compiler: KernelCompiler, *, progress: bool = False
+) -> tuple[Linkable | relax.VMExecutable, IRModule]:
+    """As ``compile_module``, but every kernel alone, so that it can be cached, and the constants apart.
+
+    A module whose kernels cannot be compiled alone is compiled whole.
+    """
+    with compiler.target, tvm.transform.PassContext(2, config=_CONFIG):
+        lowered = tvm.transform.Sequential(lower_passes(profile, compiler.target))(mod)
+        final = tvm.transform.Sequential(executable_passes())(lowered)
+        functions = {
+            str(func.attrs["global_symbol"]): func
+            for func in final.functions.values()
+            if isinstance(func, tirx.PrimFunc)
+        }
+        named = compiler.symbols(functions)
+        if not named:
+            return relax.build(final, compiler.target, relax_pipeline=None), lowered
+    program, constants = lift_constants(final)
+    distinct = dict(named.values())
+    with progress_bar(progress, distinct, label="compile", unit="kernels") as advance:
+        objects = compiler.objects(distinct, advance)
+    symbols = {name: symbol for name, (symbol, _) in named.items()}
+    return Linkable(program, compiler.target, objects, symbols, constants), lowered
+
+
 def instruments(dump: Path | None) -> list[Any]:
     """Pass instruments that write the IR after every pass into ``dump``."""
     if dump is None:
@@ -76,20 +107,38 @@ def build(
     *,
     target: str | TargetProfile = "host",
     dump: str | os.PathLike[str] | None = None,
+    cache: ObjectCache | bool = True,
+    jobs: int | None = None,
+    progress: bool = False,
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
 
-    ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
-    a missing toolchain or a device that runs .tflite files, ModelError for what is no module.
+    ``cache``: where compiled kernels are kept for the next build, by default the user's folder
+    (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one
+    on each core. ``progress`` draws a bar. ``dump``: a directory that gets the IR after every pass; the
+    model is compiled whole then. Raises TargetError for an unknown target or a missing toolchain or a device
+    that runs .tflite files, ModelError for what is no module, CacheError for a wrong setting of the cache.
     """
     profile = find_profile(target)
     ir.main_function(module)
     module = tvm.transform.Sequential([ExpandWeights()])(module)
-    executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
+    executable: Linkable | relax.VMExecutable
+    if dump:
+        executable, lowered = compile_module(module, profile, dump=Path(dump))
+    else:
+        compiler = KernelCompiler(tvm_target(profile), _CONFIG, cache_of(cache), jobs)
+        executable, lowered = compile_kernels(module, profile, compiler, progress=progress)
     manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
+
+
+def cache_of(wanted: ObjectCache | bool) -> ObjectCache:
+    """The user's cache, one that keeps nothing, or the one that was given."""
+    if isinstance(wanted, ObjectCache):
+        return wanted
+    return ObjectCache() if wanted else ObjectCache(limit=0)
 
 
 def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Manifest:

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from tvm_qplugin import (
     cli_build,
+    cli_cache,
     cli_check,
     cli_demo,
     cli_evaluate,
@@ -207,6 +208,7 @@ _COMMANDS: dict[str, Function] = {
     "check": cli_check.check,
     "calibrate": cli_quantize.calibrate,
     "merge-tables": cli_quantize.merge_tables,
+    "cache": cli_cache.cache,
 }
 app.callback(help=_flowing(options.__doc__ or ""))(options)
 for _name, _function in _COMMANDS.items():
