@@ -268,7 +268,7 @@ def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
     if isa.depth == 4:
         return dot_uint8(isa, acc, activations, weights)
     if isa.depth == 2:
-        return dot_int16(acc, activations, weights)
+        return dot_int16(isa, acc, activations, weights)
     return fma(activations, weights, acc, isa.lanes)
 
 

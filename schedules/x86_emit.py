@@ -17,12 +17,16 @@ from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
 
 class Epilogue(Protocol):
-    """Turns accumulators into stored results."""
+    """Multiplies, and turns accumulators into stored results."""
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products, in ``acc`` or to the sums that are given back."""
+        ...
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
@@ -160,5 +164,4 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue) -> None:
         T.reads()
         T.writes()
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
-        reduce(k, spot, acc)
-        epilogue.finish(k, spot, acc)
+        epilogue.finish(k, spot, epilogue.reduce(k, spot, acc))
