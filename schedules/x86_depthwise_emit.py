@@ -13,7 +13,7 @@ from tvm_qplugin.schedules.x86_border import fill_halo
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
-from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_max_tile, emit_tile
+from tvm_qplugin.schedules.x86_depthwise_tile import Buffers, Kernel, Spot, emit_max_tile, emit_tile
 from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
 
@@ -93,7 +93,7 @@ def _loop(extent: int, body: Callable[[Index], None]) -> None:
 def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> None:
     """All tiles of ``rows`` output rows."""
     b, w = k.blocks, k.window
-    vector = VECTORS * k.isa.lanes
+    vector = k.isa.fanout * k.isa.lanes
     emit = emit_max_tile if k.maximum else emit_tile
     stride = b.period * k.source.step // w.channels
 
@@ -116,7 +116,7 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
 
 def _unit(k: Kernel, v: Index) -> Index:
     """The first unit of constants that vector ``v`` of a period reads: ``Blocks.where`` as a formula."""
-    where, step = k.blocks.where, 4 * k.isa.lanes // unit_size(k.isa)
+    where, step = k.blocks.where, k.isa.fanout * k.isa.lanes // unit_size(k.isa)
     plain = [i * step for i in range(len(where))]
     if list(where) == plain:
         return v * step

@@ -1,4 +1,4 @@
-"""One register tile of a depthwise kernel: rows interleaved by bytes, one dot product for vertical taps."""
+"""One register tile of a depthwise kernel: rows interleaved, one dot product for vertical taps."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
     unit_step,
     weight_dtype,
 )
+from tvm_qplugin.schedules.x86_epilogue16 import Section, pack_words, rescaled
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -41,8 +42,6 @@ from tvm_qplugin.schedules.x86_isa import (
     splat,
     store,
 )
-
-VECTORS = 4
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def emit_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
         T.reads()
         T.writes()
         acc = [
-            [[accumulator(isa) for _ in range(VECTORS)] for _ in range(spot.columns)]
+            [[accumulator(isa) for _ in range(isa.fanout)] for _ in range(spot.columns)]
             for _ in range(k.config.rows)
         ]
         operands = _operand_buffers(k)
@@ -165,26 +164,31 @@ def _meets(k: Kernel, group: list[int], row: int) -> bool:
 
 
 def _operand_buffers(k: Kernel) -> list[list[Buffer]]:
-    """``[4][instructions a group]`` buffers of one vector each."""
+    """``[fanout][instructions a group]`` buffers of one vector each."""
     isa = k.isa
     width = isa.lanes * isa.depth
     dtype = {1: "float32", 2: "int16", 4: "uint8"}[isa.depth]
-    parts = 2 if isa.depth == 2 else 1
-    return [[T.sblock_alloc_buffer((width,), dtype) for _ in range(parts)] for _ in range(VECTORS)]
+    parts = max(1, group_depth(isa) // isa.depth)
+    return [[T.sblock_alloc_buffer((width,), dtype) for _ in range(parts)] for _ in range(isa.fanout)]
 
 
 def _interleave(k: Kernel, spot: Spot, operands: list[list[Buffer]], at: int, group: list[int]) -> None:
-    """Load a group of input rows at one column and bring their channels' bytes together."""
+    """Load a group of input rows at one column and bring the values of each channel together."""
     isa = k.isa
     lanes = isa.lanes
     rows = [spot.at + (at + row * k.source.pitch) for row in group]
     if isa.depth == 1:
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             store(operands[g][0], 0, load(spot.source, rows[0] + g * lanes, lanes), lanes)
         return
-    rows += [rows[-1]] * (4 - len(rows))
+    rows += [rows[-1]] * (group_depth(isa) - len(rows))
+    if isa.weights == "int16":
+        pair = [load(spot.source, row, isa.bytes // 2) for row in rows]
+        for g in range(isa.fanout):
+            store(operands[g][0], 0, _unpack(pair[0], pair[1], isa.bytes // 2, 8, g), isa.bytes // 2)
+        return
     loaded = [load(spot.source, row, isa.bytes) for row in rows]
-    for g in range(VECTORS):
+    for g in range(isa.fanout):
         upper = _unpack(loaded[0], loaded[1], isa.bytes, 16, g // 2)
         lower = _unpack(loaded[2], loaded[3], isa.bytes, 16, g // 2)
         pairs = [T.reinterpret(f"int16x{isa.bytes // 2}", v) for v in (upper, lower)]
@@ -234,9 +238,13 @@ def _accumulate(
     for part, needed in enumerate(operand_taps(isa, taps(k.window, group, row, depth))):
         if needed not in k.plan.where:
             continue
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             weights = _weights(k, buffers, spot, needed, g, kw)
-            start = _channels(k, buffers, spot, "bias", g) if first else load(acc[g], 0, isa.lanes)
+            start = (
+                _channels(k, buffers, spot, "bias", g, isa.accumulator)
+                if first
+                else load(acc[g], 0, isa.lanes)
+            )
             store(acc[g], 0, _multiply(isa, start, load(operands[g][part], 0, width), weights), isa.lanes)
         first = False
 
@@ -255,9 +263,13 @@ def _weights(k: Kernel, buffers: Buffers, spot: Spot, needed: Taps, g: int, kw: 
     return buffers.constants.vector("weights", at, width, dtype)
 
 
-def _channels(k: Kernel, buffers: Buffers, spot: Spot, name: str, g: int) -> Expr:
+def _section(k: Kernel, buffers: Buffers, spot: Spot, g: int) -> Section:
+    """The values for vector ``g`` by section."""
+    return lambda name, dtype: _channels(k, buffers, spot, name, g, dtype)
+
+
+def _channels(k: Kernel, buffers: Buffers, spot: Spot, name: str, g: int, dtype: str) -> Expr:
     """One value a channel: biases or multipliers."""
-    dtype = k.isa.accumulator if name == "bias" else "float32"
     if k.blocks.uniform:
         return buffers.constants.repeated(name, dtype, k.isa.lanes)
     at = spot.unit * unit_step(k.isa) + slot(k.blocks, k.isa, g)
@@ -275,14 +287,18 @@ def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
 def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Expr) -> None:
     """Requantize or clamp one block and store it."""
     isa, constants = k.isa, buffers.constants
+    if isa.weights == "int16":
+        two = [rescaled(isa, constants, _section(k, buffers, spot, g), acc[g]) for g in range(isa.fanout)]
+        store(buffers.y, out, pack_words(constants, two, isa), isa.bytes // 2)
+        return
     if k.clamp:
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             value = _clamp(k.clamp, load(acc[g], 0, isa.lanes), isa.lanes)
             store(buffers.y, out + g * isa.lanes, value, isa.lanes)
         return
     rounded = []
-    for g in range(VECTORS):
-        scale = _channels(k, buffers, spot, "scale", g)
+    for g in range(isa.fanout):
+        scale = _channels(k, buffers, spot, "scale", g, "float32")
         value = T.Cast(f"float32x{isa.lanes}", load(acc[g], 0, isa.lanes)) * scale
         if constants.has("limit"):
             value = T.min(value, constants.repeated("limit", "float32", isa.lanes))
