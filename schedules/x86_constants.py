@@ -41,6 +41,11 @@ class Reader:
     constants: Constants
     buffer: Buffer | None
 
+    @property
+    def first(self) -> str:
+        """The dtype of the first section."""
+        return str(self.constants.data.dtype)
+
     def vector(self, name: str, index: Index, lanes: int, dtype: str) -> Expr:
         """``lanes`` elements of a section from element ``index`` on."""
         item, size = self.constants.data.dtype.itemsize, np.dtype(dtype).itemsize

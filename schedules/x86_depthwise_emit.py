@@ -137,11 +137,14 @@ def _tiles(
 ) -> None:
     """All vectors of ``count`` x ``columns`` periods."""
 
-    def along(x: Index) -> None:
+    def at(x: Index, v: Index) -> None:
         turn = x * buffers.constants.word("nothing") if k.pinned else T.int32(0)
-        _loop(k.blocks.per_period, lambda v: tile(x * columns + done, v, turn, columns))
+        tile(x * columns + done, v, turn, columns)
 
-    _loop(count, along)
+    if k.by_vector:
+        _loop(k.blocks.per_period, lambda v: _loop(count, lambda x: at(x, v)))
+    else:
+        _loop(count, lambda x: _loop(k.blocks.per_period, lambda v: at(x, v)))
 
 
 def balanced(extent: int, largest: int) -> list[tuple[int, int]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import constant
 from tvm_qplugin.schedules.x86_constants import Reader
@@ -43,6 +45,8 @@ from tvm_qplugin.schedules.x86_isa import (
     store,
 )
 
+INNER_BYTES = 16 * 1024
+
 
 @dataclass(frozen=True)
 class FloatClamp:
@@ -71,9 +75,15 @@ class Kernel:
     def pinned(self) -> bool:
         """Whether constants are read at a run-time offset of zero.
 
-        Where all vectors need the same, LLVM would hoist them out of the loop and then spill them.
+        Where all vectors of a loop need the same, LLVM would hoist them out of it and then spill them.
         """
-        return self.blocks.per_period == 1 and not self.blocks.uniform
+        return (self.blocks.per_period == 1 or self.by_vector) and not self.blocks.uniform
+
+    @property
+    def by_vector(self) -> bool:
+        """Whether a row is walked along for one vector of a period after the other: its weights stay in L1."""
+        size = plane_size(self.window, self.blocks, self.isa, self.plan) * len(self.plan.planes)
+        return size * np.dtype(weight_dtype(self.isa)).itemsize > INNER_BYTES
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,8 @@ class Kernel:
     out: Buffer
 
     def weights(self, at: Index) -> Expr:
-        """The packed weights of one multiply, from element ``at``."""
-        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, self.isa.weights)
+        """The packed weights of one multiply, from element ``at``; they stand first among the constants."""
+        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, self.constants.first)
 
     def bias(self, block: Index) -> Expr:
         """What the accumulators of a vector of channels start from."""

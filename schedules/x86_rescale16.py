@@ -19,7 +19,7 @@ WORD = 16
 
 @dataclass(frozen=True)
 class Rescaling:
-    """Weights int16 as they are multiplied, and the sections of one value per channel.
+    """Weights (int16 where they are doubled, else int8) and the sections of one value per channel.
 
     Sums start from ``bias`` (int32). ``offset`` (int64), if there is one, is added to them in int64. Then:
 
@@ -48,10 +48,10 @@ def rescaling(call: KernelCall) -> Rescaling:
     if call.name == "qdense16":
         scale = {"scale": np.broadcast_to(np.asarray(call.constants[3], "float64"), bias.shape)}
         start = {"bias": bias.astype("int32")} if sums.max(initial=0) <= LARGEST else _after(bias)
-        return Rescaling(weights.astype("int16"), {**start, **scale}, _float_bounds(call.params))
+        return Rescaling(weights, {**start, **scale}, _float_bounds(call.params))
     factor, bits = (np.asarray(call.constants[i], "int64") for i in (3, 4))
     return _short(weights, bias, sums, factor, bits, call) or Rescaling(
-        weights.astype("int16"),
+        weights,
         {**_after(bias), "factor": factor, "round": np.int64(1) << (bits - 1), "shift": bits},
         _word_bounds(call.params, call.out.dtype),
     )
@@ -82,7 +82,7 @@ def _short(
         "shift": shift,
     }
     return Rescaling(
-        (weights.astype("int64") * doubled.reshape(shape)).astype("int16"),
+        weights if (doubled == 1).all() else (weights * doubled.reshape(shape)).astype("int16"),
         {name: values.astype("int32") for name, values in channels.items()},
         _word_bounds(call.params, call.out.dtype),
     )
