@@ -81,7 +81,7 @@ class Kernel:
 
     @property
     def by_vector(self) -> bool:
-        """Whether a row is walked along for one vector of a period after the other: its weights stay in L1."""
+        """Whether a row is walked along for one vector of a period after the other: its weights stay near."""
         size = plane_size(self.window, self.blocks, self.isa, self.plan) * len(self.plan.planes)
         return size * np.dtype(weight_dtype(self.isa)).itemsize > INNER_BYTES
 
