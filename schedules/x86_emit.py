@@ -52,7 +52,7 @@ def _body(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> None:
     packed_spec = TensorSpec(constants.data.shape, str(constants.data.dtype))
-    source, packed, out = _arguments([call.args[0], packed_spec, call.out])
+    source, packed, out = arguments([call.args[0], packed_spec, call.out])
     dtype, reader = call.args[0].dtype, Reader(constants, packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
@@ -60,10 +60,10 @@ def _body(
         dtype = geometry.scratch.dtype
     if geometry.halo:
         fill_halo(geometry.halo, out, reader.scalar("fill_out", call.out.dtype))
-    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
+    walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
 
 
-def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
+def arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     """Declare the arguments; returns flat views of them."""
     buffers = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
     return [
@@ -71,7 +71,7 @@ def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     ]
 
 
-def _walk(k: Kernel, epilogue: Epilogue) -> None:
+def walk(k: Kernel, epilogue: Epilogue) -> None:
     """The loop over all tiles: the index gives group, channel vectors, image, rows and columns."""
     g = k.geometry
     axes = (Axis(1, 0), Axis(1, 0), *g.pixels)[-3:]

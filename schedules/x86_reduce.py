@@ -69,6 +69,11 @@ def reduce(k: Kernel, spot: Spot, acc: Cells) -> Cells:
     for j in range(spot.vectors):
         for row in acc:
             store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
+    return products(k, spot, acc)
+
+
+def products(k: Kernel, spot: Spot, acc: Cells) -> Cells:
+    """Add all products to every accumulator."""
     loops(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
     if k.geometry.folds:
         _folded_steps(k, spot, acc)

@@ -56,7 +56,7 @@ def compile_module(
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
@@ -86,9 +86,9 @@ def build(
     """
     profile = find_profile(target)
     ir.main_function(module)
-    module = tvm.transform.Sequential([ExpandWeights()])(module)
     executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
-    manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
+    expanded = tvm.transform.Sequential([ExpandWeights()])(module)
+    manifest = replace(describe(expanded, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
 
 
