@@ -89,7 +89,10 @@ def _implement(call: KernelCall, isa: Isa, g: Geometry, constants: Constants) ->
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
         source, data, out = arguments([call.args[0], packed, call.out])
         by_row = _by_row(call)
-        codes, grid = (quantized_rows if by_row else quantized_image)(isa, g, source, call.args[0])
+        if by_row or g.scratch is None:
+            codes, grid = quantized_rows(isa, source, call.args[0])
+        else:
+            codes, grid = quantized_image(isa, g.scratch, source, call.args[0])
         epilogue = DynamicEpilogue(call.params.get("lo"), call.params.get("hi"), grid, call.out, by_row)
         walk(Kernel(isa, tile, g, codes, "uint8", Reader(constants, data), out), epilogue)
     return Implementation(builder.get(), (0, constants.data))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.schedules.x86_border import SLACK, each_piece, padded_copy, workspace
 from tvm_qplugin.schedules.x86_epilogue import store_lanes
-from tvm_qplugin.schedules.x86_geometry import Geometry
+from tvm_qplugin.schedules.x86_geometry import Scratch
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -37,7 +37,7 @@ class Grid:
     step: Buffer
 
 
-def quantized_rows(isa: Isa, g: Geometry, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]:
+def quantized_rows(isa: Isa, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]:
     """Every row of the last axis on a grid of its own: codes uint8, as they lie in ``x``."""
     depth = spec.shape[-1]
     rows = spec.size // depth
@@ -52,16 +52,15 @@ def quantized_rows(isa: Isa, g: Geometry, x: Buffer, spec: TensorSpec) -> tuple[
     return codes, grid
 
 
-def quantized_image(isa: Isa, g: Geometry, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]:
+def quantized_image(isa: Isa, scratch: Scratch, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]:
     """One image on one grid: codes uint8 of the part that is read, surrounded by zero points."""
-    assert g.scratch is not None
     grid, inverse = _grid(1), workspace(1, "float32")
     with T.sblock("range"):
         T.reads()
         T.writes()
         _find_grid(isa, x, 0, spec.size, grid, 0, inverse)
     move = _quantizer(isa, inverse, grid.zero, 0)
-    return padded_copy(g.scratch, x, spec.dtype, T.Cast("uint8", grid.zero[0]), move), grid
+    return padded_copy(scratch, x, spec.dtype, T.Cast("uint8", grid.zero[0]), move), grid
 
 
 def _grid(rows: int) -> Grid:

@@ -79,7 +79,8 @@ def build(
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
-    Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
+    A module of the scheme ``fp16`` computes in float32, with its constants expanded; so do those layers of
+    the scheme ``dynamic`` for which ``target`` has no kernel that quantizes its input at run time.
 
     ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
     a missing toolchain or a device that runs .tflite files, ModelError for what is no module.

@@ -10,11 +10,15 @@ import pytest
 import tvm
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from tvm import relax
 
+from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.schedules import x86_dynamic
+from tvm_qplugin.simulator import simulate
 
 TARGETS: dict[str, tuple[dict[str, Any], str]] = {
     "avxvnni256": ({"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]}, "avx_vnni"),
@@ -189,3 +193,31 @@ def test_what_stays_in_float() -> None:
     assert [x86_dynamic.rule(call, target) for call, *_ in (padded, images, depthwise)] == [None] * 3
     portable = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
     assert x86_dynamic.rule(dense((1, 16), 16)[0], portable) is None
+
+
+@pytest.mark.parametrize("isa", runnable())
+def test_a_model_computes_what_the_simulator_does(isa: str) -> None:
+    """Two convolutions and a dense layer, each behind float operators."""
+    rng = np.random.default_rng(0)
+    bb = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((1, 8, 8, 6), "float32"))
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            value: Any = x
+            for name, shape in (("first", (20, 3, 3, 6)), ("second", (24, 1, 1, 20))):
+                weight = relax.const(rng.normal(size=shape).astype("float32"))
+                layer = relax.op.nn.conv2d(
+                    value, weight, padding=[shape[1] // 2] * 4, data_layout="NHWC", kernel_layout="OHWI"
+                )
+                value = bb.emit(relax.op.nn.relu(bb.emit(layer, name)), f"{name}_relu")
+            flat = bb.emit(relax.op.reshape(value, (1, 8 * 8 * 24)), "flat")
+            weight = relax.const(rng.normal(size=(8 * 8 * 24, 10)).astype("float32"))
+            out = bb.emit_output(bb.emit(relax.op.matmul(flat, weight), "classes"))
+        bb.emit_func_output(out)
+    module = tvm.transform.Sequential([QuantizeDynamic(smallest=1)])(bb.get())
+    profile = {"vnni512": "x86-64-v4-vnni", "avxvnni256": "x86-64-avxvnni"}[isa]
+    image = values(rng, (1, 8, 8, 6))
+    (found,) = compile_function(module, profile)([image])
+    np.testing.assert_array_equal(found, simulate(module, image)[0])
+    operators = build(module, target=profile).manifest.operators
+    assert [op.kernel for op in operators if op.macs] == ["dconv2d", "dconv2d", "ddense"]
