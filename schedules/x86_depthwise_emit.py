@@ -32,7 +32,7 @@ def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Impleme
         packed = [T.arg("p", T.buffer(c.shape, str(c.dtype))) for c in data]
         y = T.arg("y", T.buffer(call.out.shape, call.out.dtype))
         reader = Reader(constants, packed[0] if packed else None)
-        _body(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)), call.out.dtype)
+        chunks(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)))
     return Implementation(builder.get(), (0, *data))
 
 
@@ -40,21 +40,22 @@ def _flat(buffer: Buffer, spec: TensorSpec) -> Buffer:
     return T.decl_buffer((spec.size,), spec.dtype, data=buffer.data)
 
 
-def _body(k: Kernel, buffers: Buffers, dtype: str) -> None:
-    w = k.window
+def chunks(k: Kernel, buffers: Buffers) -> None:
+    """The loop over chunks of rows, all of the kernel."""
+    w, dtype = k.window, str(buffers.y.dtype)
     if any(w.halo):
         fill_halo(Halo(w.out, w.halo), buffers.y, buffers.constants.scalar("fill_out", dtype))
     height, chunk = w.size[0], k.config.chunk
-    chunks = -(-height // chunk)
-    extent = w.source[0] * chunks
+    count = -(-height // chunk)
+    extent = w.source[0] * count
     instructions = w.macs // (k.isa.lanes * k.isa.depth)
     parallel = k.cores > 1 and extent > 1 and instructions >= SERIAL_INSTRUCTIONS
     with (T.parallel if parallel else T.serial)(0, extent) as i:
         with T.sblock("chunk"):
             T.reads()
             T.writes()
-            image = T.floordiv(i, chunks) if w.source[0] > 1 else T.int32(0)
-            first = _clipped(T.floormod(i, chunks) if w.source[0] > 1 else i, chunk, height)
+            image = T.floordiv(i, count) if w.source[0] > 1 else T.int32(0)
+            first = _clipped(T.floormod(i, count) if w.source[0] > 1 else i, chunk, height)
             _chunk(k, buffers, image, first)
 
 

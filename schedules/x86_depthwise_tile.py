@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -56,6 +57,18 @@ class FloatClamp:
     hi: float | None
 
 
+class Ends(Protocol):
+    """How sums start and what becomes of them, where that is not requantization or a clamp."""
+
+    def start(self, section: Section) -> Expr:
+        """What a vector of sums starts from."""
+        ...
+
+    def finish(self, sections: list[Section], acc: list[Buffer], out: Buffer, at: Expr) -> None:
+        """Store the vectors of sums that belong together from element ``at`` on."""
+        ...
+
+
 @dataclass(frozen=True)
 class Kernel:
     """What the emitting functions share; buffers are flat."""
@@ -69,6 +82,7 @@ class Kernel:
     dtype: str
     cores: int
     clamp: FloatClamp | None = None
+    ends: Ends | None = None
     maximum: bool = False
 
     @property
@@ -250,13 +264,14 @@ def _accumulate(
             continue
         for g in range(isa.fanout):
             weights = _weights(k, buffers, spot, needed, g, kw)
-            start = (
-                _channels(k, buffers, spot, "bias", g, isa.accumulator)
-                if first
-                else load(acc[g], 0, isa.lanes)
-            )
+            start = _start(k, buffers, spot, g) if first else load(acc[g], 0, isa.lanes)
             store(acc[g], 0, _multiply(isa, start, load(operands[g][part], 0, width), weights), isa.lanes)
         first = False
+
+
+def _start(k: Kernel, buffers: Buffers, spot: Spot, g: int) -> Expr:
+    section = _section(k, buffers, spot, g)
+    return k.ends.start(section) if k.ends else section("bias", k.isa.accumulator)
 
 
 def _weights(k: Kernel, buffers: Buffers, spot: Spot, needed: Taps, g: int, kw: int) -> Expr:
@@ -297,6 +312,10 @@ def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
 def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Expr) -> None:
     """Requantize or clamp one block and store it."""
     isa, constants = k.isa, buffers.constants
+    if k.ends:
+        sections = [_section(k, buffers, spot, g) for g in range(isa.fanout)]
+        k.ends.finish(sections, acc, buffers.y, out)
+        return
     if isa.weights == "int16":
         two = [rescaled(isa, constants, _section(k, buffers, spot, g), acc[g]) for g in range(isa.fanout)]
         store(buffers.y, out, pack_words(constants, two, isa), isa.bytes // 2)

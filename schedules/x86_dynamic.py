@@ -10,17 +10,18 @@ from dataclasses import replace
 
 import numpy as np
 import tvm
-from tvm.script.ir_builder import IRBuilder
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.dynamic import is_depthwise
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_conv import conv_geometry
 from tvm_qplugin.schedules.x86_dense import dense_geometry
+from tvm_qplugin.schedules.x86_dynamic_depthwise import depthwise
 from tvm_qplugin.schedules.x86_dynamic_emit import DynamicEpilogue, quantized_image, quantized_rows
-from tvm_qplugin.schedules.x86_emit import arguments, walk
+from tvm_qplugin.schedules.x86_emit import arguments, function, walk
 from tvm_qplugin.schedules.x86_geometry import Geometry
-from tvm_qplugin.schedules.x86_isa import Isa, T, select_isa
+from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_pack import INT32_MAX, pack_channels, pack_weights
 from tvm_qplugin.schedules.x86_reduce import Kernel
 from tvm_qplugin.schedules.x86_tiles import default_tile
@@ -29,11 +30,17 @@ from tvm_qplugin.schedules.x86_tiles import default_tile
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
     """The kernel; None where the layer is to be computed in float.
 
-    Those are depthwise layers, several images with a range each, and pixels of padding with a range of
-    their own.
+    Those are several images with a range each, pixels of padding with a range of their own, and depthwise
+    layers of channels that are no multiple of four.
     """
     isa = select_isa("uint8", target)
-    if call.name not in ("dconv2d", "ddense") or isa is None or isa.depth != 4 or not _served(call):
+    if call.name not in ("dconv2d", "ddense") or isa is None or isa.depth != 4:
+        return None
+    if len(call.constants) != 3 or 0 in call.constants:
+        return None
+    if call.name == "dconv2d" and is_depthwise(call.params, call.args[0].shape, call.args[1].shape):
+        return depthwise(call, target, isa)
+    if not _served(call):
         return None
     weight = np.asarray(call.constants[1])
     sums = np.abs(weight.astype("int64")).reshape(len(weight), -1).sum(1)
@@ -44,13 +51,8 @@ def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
 
 
 def _served(call: KernelCall) -> bool:
-    if len(call.constants) != 3 or 0 in call.constants:
-        return False
     if call.name == "ddense":
         return True
-    groups, channels = call.params["groups"], call.args[0].shape[3]
-    if groups > 1 and groups == channels and call.args[1].shape[3] == 1:
-        return False
     return not any(call.params["padding"]) if _by_row(call) else call.args[0].shape[0] == 1
 
 
@@ -83,10 +85,7 @@ def _constants(call: KernelCall, weight: Array, g: Geometry) -> Constants:
 def _implement(call: KernelCall, isa: Isa, g: Geometry, constants: Constants) -> Implementation:
     tile = default_tile(isa, g.shape, g.weight_bytes)
     packed = TensorSpec(constants.data.shape, str(constants.data.dtype))
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
+    with function(call) as builder:
         source, data, out = arguments([call.args[0], packed, call.out])
         by_row = _by_row(call)
         if by_row or g.scratch is None:

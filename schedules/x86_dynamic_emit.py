@@ -52,14 +52,22 @@ def quantized_rows(isa: Isa, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]
     return codes, grid
 
 
-def quantized_image(isa: Isa, scratch: Scratch, x: Buffer, spec: TensorSpec) -> tuple[Buffer, Grid]:
-    """One image on one grid: codes uint8 of the part that is read, surrounded by zero points."""
+def quantized_image(
+    isa: Isa, scratch: Scratch, x: Buffer, spec: TensorSpec, builtin: bool = False
+) -> tuple[Buffer, Grid]:
+    """One image on one grid: codes uint8 of the part that is read, surrounded by zero points.
+
+    ``builtin``: in the arithmetic of LiteRT's own kernels, not in XNNPACK's.
+    """
     grid, inverse = _grid(1), workspace(1, "float32")
     with T.sblock("range"):
         T.reads()
         T.writes()
-        _find_grid(isa, x, 0, spec.size, grid, 0, inverse)
-    move = _quantizer(isa, inverse, grid.zero, 0)
+        if builtin:
+            _find_builtin_grid(isa, x, spec.size, grid, inverse)
+        else:
+            _find_grid(isa, x, 0, spec.size, grid, 0, inverse)
+    move = _quantizer(isa, inverse, grid.zero, 0, builtin)
     return padded_copy(scratch, x, spec.dtype, T.Cast("uint8", grid.zero[0]), move), grid
 
 
@@ -84,6 +92,36 @@ def _find_grid(
     zero = T.max(T.min(T.Select(nearer, bottom - below, top - above), top), bottom)
     store(grid.zero, row, T.Cast("int32", T.nearbyint(zero)) + T.int32(128), 1)
     store(grid.step, row, one / inverse[0], 1)
+
+
+def _find_builtin_grid(isa: Isa, x: Buffer, count: int, grid: Grid, inverse: Buffer) -> None:
+    """The same by ``AsymmetricQuantizeFloats``: zero point half away from 0, in float64."""
+    low, high = _extremes(isa, x, 0, count)
+    flat, one = low == high, T.float64(1)
+    step = workspace(1, "float64")
+    store(step, 0, T.Select(flat, one, T.Cast("float64", high - low) / T.float64(255)), 1)
+    below, above = (T.Cast("float64", bound) / step[0] for bound in (low, high))
+    bottom, top = T.float64(-128) - below, T.float64(127) - above
+    nearer = T.float64(128) - below < T.float64(127) + above
+    zero = workspace(1, "float64")
+    store(zero, 0, T.max(T.min(T.Select(nearer, bottom, top), T.float64(127)), T.float64(-128)), 1)
+    half = T.Select(zero[0] < T.float64(0), T.float64(-0.5), T.float64(0.5))
+    store(grid.zero, 0, T.Cast("int32", zero[0] + half) + T.int32(128), 1)
+    store(grid.step, 0, T.Cast("float32", step[0]), 1)
+    store(inverse, 0, T.Select(flat, T.float32(0), T.float32(1) / grid.step[0]), 1)
+
+
+def _codes_away(value: Expr, inverse: Expr, zero: Expr, lanes: int) -> Expr:
+    """``clip(trunc(value * inverse +- 0.5) + zero, 0, 255)``."""
+
+    def every(scalar: Expr) -> Expr:
+        return scalar if lanes == 1 else splat(scalar, lanes)
+
+    suffix = "" if lanes == 1 else f"x{lanes}"
+    scaled = T.min(value * every(inverse), every(T.float32(BEYOND)))
+    half = T.Select(scaled < every(T.float32(0)), every(T.float32(-0.5)), every(T.float32(0.5)))
+    code = T.max(T.Cast(f"int32{suffix}", scaled + half) + every(zero), every(T.int32(0)))
+    return T.Cast(f"uint8{suffix}", T.min(code, every(T.int32(255))))
 
 
 def _extremes(isa: Isa, x: Buffer, start: Index, count: int) -> tuple[Expr, Expr]:
@@ -128,13 +166,13 @@ def _across(choose: Callable[[Expr, Expr], Expr], cells: list[Buffer], lanes: in
 
 
 def _quantizer(
-    isa: Isa, inverse: Buffer, zero: Buffer, row: Index
+    isa: Isa, inverse: Buffer, zero: Buffer, row: Index, away: bool = False
 ) -> Callable[[Buffer, Index, Buffer, Index, int], None]:
     """Writes the codes of ``count`` floats: arguments as ``x86_border.copy``."""
 
     def move(source: Buffer, at: Index, codes: Buffer, start: Index, count: int) -> None:
         def write(offset: Index, lanes: int) -> None:
-            code = _codes(isa, load(source, at + offset, lanes), inverse[0], zero[row], lanes)
+            code = _codes(isa, load(source, at + offset, lanes), inverse[0], zero[row], lanes, away)
             store(codes, start + offset, code, lanes)
 
         each_piece(count, isa.lanes, write)
@@ -142,8 +180,10 @@ def _quantizer(
     return move
 
 
-def _codes(isa: Isa, value: Expr, inverse: Expr, zero: Expr, lanes: int) -> Expr:
+def _codes(isa: Isa, value: Expr, inverse: Expr, zero: Expr, lanes: int, away: bool) -> Expr:
     """``clip(rint(value * inverse) + zero, 0, 255)``; of less than a register without intrinsic."""
+    if away:
+        return _codes_away(value, inverse, zero, lanes)
     if lanes == 1:
         code = T.Cast("int32", T.nearbyint(value * inverse)) + zero
         return T.Cast("uint8", T.max(T.min(code, T.int32(255)), T.int32(0)))

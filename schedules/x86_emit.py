@@ -6,7 +6,8 @@ a condition on the loop's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -40,12 +41,19 @@ def implement(
 
     Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
+    with function(call) as builder:
+        _body(call, isa, geometry, tile, epilogue, constants)
+    return Implementation(builder.get(), (0, constants.data))
+
+
+@contextmanager
+def function(call: KernelCall) -> Iterator[IRBuilder]:
+    """A tagged PrimFunc, to be taken out of the builder afterwards."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(call.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        _body(call, isa, geometry, tile, epilogue, constants)
-    return Implementation(builder.get(), (0, constants.data))
+        yield builder
 
 
 def _body(

@@ -176,20 +176,59 @@ def test_inputs_that_are_all_equal(isa: str, value: float) -> None:
 @pytest.mark.parametrize("seed", range(6))
 @every_isa
 def test_numbers_between_two_codes(isa: str, seed: int) -> None:
+    check(isa, dense((1, 128), 128, x=ties(seed, 128).reshape(1, 128)))
+
+
+def ties(seed: int, count: int) -> Array:
+    """Numbers in the middle between two codes, and their neighbours."""
     rng = np.random.default_rng(seed)
     low, high = -float(rng.uniform(0, 6)) * (seed % 2), float(rng.uniform(1, 6))
     step = np.float32(high - low) / 255
-    ties = ((rng.integers(0, 255, 128) + 0.5) * step + low).astype("float32")
-    ties = np.nextafter(ties, ties + rng.integers(-1, 2, 128), dtype="float32")
-    ties[:2] = low, high
-    check(isa, dense((1, 128), 128, x=np.clip(ties, low, high).astype("float32").reshape(1, 128)))
+    found = ((rng.integers(0, 255, count) + 0.5) * step + low).astype("float32")
+    found = np.nextafter(found, found + rng.integers(-1, 2, count), dtype="float32")
+    found[:2] = low, high
+    return np.clip(found, low, high).astype("float32")
+
+
+DEPTHWISE: dict[str, tuple[Any, ...]] = {
+    "mobilenet 112": ((1, 30, 112, 32), 32, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "mobilenet down": ((1, 28, 28, 128), 128, (3, 3), (2, 2), (0, 0, 1, 1)),
+    "mobilenet_v2 28": ((1, 28, 28, 144), 144, (3, 3), (1, 1), (1, 1, 1, 1)),
+    "mobilenet_v2 down": ((1, 28, 28, 192), 192, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "24 channels": ((1, 20, 20, 24), 24, (3, 3), (2, 2), (1, 1, 1, 1)),
+    "5x5": ((1, 14, 14, 96), 96, (5, 5), (1, 1), (2, 2, 2, 2)),
+    "atrous": ((1, 14, 14, 64), 64, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)),
+    "7x7 image": ((1, 7, 7, 960), 960, (3, 3), (1, 1), (1, 1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", DEPTHWISE)
+@every_isa
+def test_depthwise_layers(isa: str, name: str, seed: int) -> None:
+    size, outputs, *rest = DEPTHWISE[name]
+    check(isa, convolution(size, outputs, *rest, groups=size[3], seed=seed))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -2.5])
+@every_isa
+def test_depthwise_inputs_that_are_all_equal(isa: str, value: float) -> None:
+    x = np.full((1, 12, 12, 64), value, "float32")
+    check(isa, convolution(x.shape, 64, (3, 3), padding=(1, 1, 1, 1), groups=64, x=x))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@every_isa
+def test_depthwise_numbers_between_two_codes(isa: str, seed: int) -> None:
+    x = ties(seed, 64 * 16).reshape(1, 4, 4, 64)
+    check(isa, convolution(x.shape, 64, (1, 1), groups=64, x=x))
 
 
 def test_what_stays_in_float() -> None:
     target = target_of("vnni512")
     padded = convolution((1, 4, 4, 8), 8, (1, 1), padding=(1, 1, 1, 1))
     images = convolution((2, 4, 4, 8), 8, (3, 3))
-    depthwise = convolution((1, 4, 4, 8), 8, (3, 3), groups=8)
+    depthwise = convolution((1, 40, 40, 6), 6, (3, 3), groups=6)
     assert [x86_dynamic.rule(call, target) for call, *_ in (padded, images, depthwise)] == [None] * 3
     portable = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})
     assert x86_dynamic.rule(dense((1, 16), 16)[0], portable) is None
