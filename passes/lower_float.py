@@ -18,7 +18,8 @@ from tvm_qplugin.passes.expand_weights import Stored
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 from tvm_qplugin.passes.select_kernels import KernelRule
 
-DYNAMIC = "its input is quantized at run time"
+Dynamic = dict[relax.Var, tuple[FloatLayer, Implementation]]
+"""Layers that quantize their input at run time and their kernels, by the last of their members."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="LowerFloat")
@@ -45,16 +46,17 @@ class LowerFloat:
         if not layers:
             return mod
         with ir.Emitter(mod) as out:
-            env, dynamic = _rewrite(func, layers, self._dynamic(func), out)
+            dynamic = self._dynamic(func)
+            env = _rewrite(func, layers, dynamic, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
             members = {end.name: [m.name for m in layer.members] for end, layer in layers.items()}
             attributes = {MEMBERS: json.dumps(members), **_report(func, dynamic)}
             return out.finish(outputs, ir.returns_tuple(func), **attributes)
 
-    def _dynamic(self, func: relax.Function) -> dict[relax.Var, tuple[FloatLayer, Implementation]]:
+    def _dynamic(self, func: relax.Function) -> Dynamic:
         """The layers whose inputs are quantized at run time, and their kernels."""
         target = self.target
-        found: dict[relax.Var, tuple[FloatLayer, Implementation]] = {}
+        found: Dynamic = {}
         if not self.stored or target is None:
             return found
         for end, layer in layers_of(func, self.stored).items():
@@ -78,40 +80,41 @@ def _dynamic_call(layer: FloatLayer) -> KernelCall | None:
     return KernelCall(name, layer.params, (ir.spec_of(layer.source), *specs), out, arrays)
 
 
-def _report(func: relax.Function, kernels: Mapping[str, str]) -> dict[str, str]:
-    """The report with the kernels of the layers that quantize their inputs, by variable."""
+def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
+    """The report, where the layers that quantize their inputs run on integers, with all their members."""
     text = (func.attrs or {}).get(REPORT)
     if text is None:
         return {}
-    entries = json.loads(str(text))
-    for entry in entries:
-        if entry["variable"] in kernels:
-            entry |= {"kernel": kernels[entry["variable"]], "reason": DYNAMIC}
+    known = {
+        member.name: {"kernel": str(made.func.attrs[KERNEL]), "integer": True, "reason": ""}
+        for layer, made in dynamic.values()
+        for member in layer.members
+    }
+    for layer, _ in dynamic.values():
+        known[layer.members[0].name]["weight_bytes"] = layer.weight.nbytes
+    entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}
 
 
 def _rewrite(
     func: relax.Function,
     layers: Mapping[relax.Var, FloatLayer],
-    dynamic: Mapping[relax.Var, tuple[FloatLayer, Implementation]],
+    dynamic: Dynamic,
     out: ir.Emitter,
-) -> tuple[dict[relax.Var, relax.Expr], dict[str, str]]:
-    """What every variable became, and the names of the kernels that quantize their inputs."""
+) -> dict[relax.Var, relax.Expr]:
     env: dict[relax.Var, relax.Expr] = {}
-    kernels: dict[str, str] = {}
     inside = {var for layer in layers.values() for var in layer.members[:-1]}
     for var, value in ir.bindings(func):
         if var in dynamic:
             layer, made = dynamic[var]
             env[var] = _call(made, layer, env, out)
-            kernels[layer.members[0].name] = str(made.func.attrs[KERNEL])
         elif var in layers:
             env[var] = _emit(layers[var], env, out)
         elif isinstance(value, relax.Var | relax.Tuple):
             env[var] = ir.substitute(value, env)
         elif var not in inside:
             env[var] = out.emit(ir.substitute(value, env), var.name)
-    return env, kernels
+    return env
 
 
 def _call(

@@ -260,3 +260,5 @@ def test_a_model_computes_what_the_simulator_does(isa: str) -> None:
     np.testing.assert_array_equal(found, simulate(module, image)[0])
     operators = build(module, target=profile).manifest.operators
     assert [op.kernel for op in operators if op.macs] == ["dconv2d", "dconv2d", "ddense"]
+    assert [op.op for op in operators if not op.integer] == ["reshape"]
+    assert [op.weight_bytes for op in operators if op.macs] == [20 * 54, 24 * 20, 8 * 8 * 24 * 10]
