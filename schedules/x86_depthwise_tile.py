@@ -62,11 +62,9 @@ class Ends(Protocol):
 
     def start(self, section: Section) -> Expr:
         """What a vector of sums starts from."""
-        ...
 
     def finish(self, sections: list[Section], acc: list[Buffer], out: Buffer, at: Expr) -> None:
         """Store the vectors of sums that belong together from element ``at`` on."""
-        ...
 
 
 @dataclass(frozen=True)
