@@ -1,4 +1,4 @@
-"""Convolutions (not depthwise) on x86: ``qconv2d`` with int8 instructions, ``fconv2d`` with FMA.
+"""Convolutions (not depthwise) on x86: ``qconv2d``, ``qconv2d16`` with integer instructions, ``fconv2d``.
 
 Beside the parameters of ``core/oracle.py`` a call may carry ``in_halo`` and ``out_halo`` (t, l, b, r): the
 physical tensors have that many rows and columns of zero points around the logical ones.
@@ -14,7 +14,7 @@ from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_kernel import Plan, computable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
-KERNELS = ("qconv2d", "fconv2d")
+KERNELS = ("qconv2d", "qconv2d16", "fconv2d")
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:

@@ -6,7 +6,8 @@ a condition on the loop's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -19,14 +20,18 @@ from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
 PREFETCHED_BYTES = 64 * 1024  # smaller weights stay in L1 or L2 from run to run
 
 
 class Epilogue(Protocol):
-    """Turns accumulators into stored results."""
+    """Multiplies, and turns accumulators into stored results."""
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products, in ``acc`` or to the sums that are given back."""
+        ...
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
@@ -62,6 +67,16 @@ def implement(
     return Implementation(func, (0, constants.data))
 
 
+@contextmanager
+def function(call: KernelCall) -> Iterator[IRBuilder]:
+    """A tagged PrimFunc, to be taken out of the builder afterwards."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(call.name)
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
+        yield builder
+
+
 @lru_cache(maxsize=64)
 def _function(form: _Form) -> PrimFunc:
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -73,7 +88,7 @@ def _function(form: _Form) -> PrimFunc:
 
 def _body(form: _Form) -> None:
     geometry = form.geometry
-    source, packed, out = _arguments([form.source, form.packed, form.out])
+    source, packed, out = arguments([form.source, form.packed, form.out])
     dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
@@ -81,10 +96,10 @@ def _body(form: _Form) -> None:
         dtype = geometry.scratch.dtype
     if geometry.halo:
         fill_halo(geometry.halo, out, reader.scalar("fill_out", form.out.dtype))
-    _walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out), form.epilogue)
+    walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out), form.epilogue)
 
 
-def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
+def arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     """Declare the arguments; returns flat views of them."""
     buffers = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
     return [
@@ -92,7 +107,7 @@ def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     ]
 
 
-def _walk(k: Kernel, epilogue: Epilogue) -> None:
+def walk(k: Kernel, epilogue: Epilogue) -> None:
     """The loop over all tiles: the index gives group, channel vectors, image, rows and columns."""
     g = k.geometry
     axes = (Axis(1, 0), Axis(1, 0), *g.pixels)[-3:]
@@ -186,8 +201,7 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue, place: Expr, tiles: int) ->
         T.writes()
         spot = _ahead(k, spot, place, tiles)
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
-        reduce(k, spot, acc)
-        epilogue.finish(k, spot, acc)
+        epilogue.finish(k, spot, epilogue.reduce(k, spot, acc))
 
 
 def _ahead(k: Kernel, spot: Spot, place: Expr, tiles: int) -> Spot:

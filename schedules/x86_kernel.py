@@ -11,6 +11,7 @@ from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
+from tvm_qplugin.schedules.x86_int16 import implement16
 from tvm_qplugin.schedules.x86_isa import Isa
 from tvm_qplugin.schedules.x86_pack import fold_zero_point, pack_channels, pack_weights, requantization
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
@@ -26,16 +27,22 @@ class Plan:
 
     def default(self) -> Tile:
         """The tile of least estimated cost."""
-        return default_tile(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+        return default_tile(self.isa, self.geometry.shape, self._weight_bytes)
 
     def candidates(self) -> list[Tile]:
         """Tiles worth measuring, the default first."""
-        return candidate_tiles(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+        return candidate_tiles(self.isa, self.geometry.shape, self._weight_bytes)
+
+    @property
+    def _weight_bytes(self) -> int:
+        return self.geometry.weight_bytes * (2 if self.isa.weights == "int16" else 1)
 
     def implement(self, tile: Tile) -> Implementation | None:
         """Pack the constants and generate; None when the folded bias does not fit int32."""
         if self.isa.accumulator == "float32":
             return self._implement_float(tile)
+        if self.isa.weights == "int16":
+            return implement16(self.call, self.isa, self.geometry, tile)
         return self._implement_integer(tile)
 
     def _implement_integer(self, tile: Tile) -> Implementation | None:
@@ -74,4 +81,4 @@ def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     if call.name not in kernels or any(i not in call.constants for i in range(1, len(call.args))):
         return False
     dtypes = (call.args[1].dtype, call.out.dtype)
-    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("float32", "float32"))
+    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))

@@ -61,7 +61,7 @@ def compile_module(
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
@@ -74,7 +74,7 @@ def compile_kernels(
     A module whose kernels cannot be compiled alone is compiled whole.
     """
     with compiler.target, tvm.transform.PassContext(2, config=_CONFIG):
-        lowered = tvm.transform.Sequential(lower_passes(profile, compiler.target))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, compiler.target))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         functions = {
             str(func.attrs["global_symbol"]): func
@@ -113,7 +113,8 @@ def build(
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
-    Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
+    A module of the scheme ``fp16`` computes in float32, with its constants expanded; so do those layers of
+    the scheme ``dynamic`` for which ``target`` has no kernel that quantizes its input at run time.
 
     ``cache``: where compiled kernels are kept for the next build, by default the user's folder
     (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one
@@ -123,14 +124,14 @@ def build(
     """
     profile = find_profile(target)
     ir.main_function(module)
-    module = tvm.transform.Sequential([ExpandWeights()])(module)
     executable: Linkable | relax.VMExecutable
     if dump:
         executable, lowered = compile_module(module, profile, dump=Path(dump))
     else:
         compiler = KernelCompiler(tvm_target(profile), _CONFIG, cache_of(cache), jobs)
         executable, lowered = compile_kernels(module, profile, compiler, progress=progress)
-    manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
+    expanded = tvm.transform.Sequential([ExpandWeights()])(module)
+    manifest = replace(describe(expanded, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
 
 

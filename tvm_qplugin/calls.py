@@ -15,6 +15,8 @@ from tvm_qplugin.core.attrs import CALLS, KERNEL, MEMBERS, REPORT
 from tvm_qplugin.core.manifest import CallInfo
 from tvm_qplugin.passes import ir
 
+DYNAMIC = ("dconv2d", "ddense")
+
 
 def calls_of(lowered: IRModule) -> tuple[CallInfo, ...]:
     """The calls of kernels that the virtual machine will make, in this order.
@@ -61,6 +63,8 @@ def _info(mod: IRModule, value: Call, tensor: str, operators: list[int]) -> Call
     moved = sum(_bytes(ty) for ty in (*(operand.ty for operand in operands), *results))
     dtype = str((operands[0].ty if operands else results[0]).dtype)
     kernel = None if tag is None else str(tag)
+    if kernel in DYNAMIC:  # what they multiply
+        dtype = "int8"
     return CallInfo(value.args[0].name_hint, tensor, tuple(operators), kernel, dtype, moved)
 
 

@@ -82,8 +82,8 @@ def build(
     profile = find_profile(target)
     with step("reading the model"):
         module = read_module(source, **loading_options(batch, input_layout, shape))
-    if scheme := scheme_of(module):
-        say(f"model.so computes in float32, with the constants of scheme {scheme} expanded", "yellow")
+    if scheme_of(module) == "fp16":
+        say("model.so computes in float32, with the constants of scheme fp16 expanded", "yellow")
     cache = ObjectCache(limit=0 if no_cache else None, warn=partial(say, style="yellow"))
     with step(f"compiling for {profile.name}", spin=False):
         artifact = compile_model(module, target=profile, dump=dump, cache=cache, jobs=jobs, progress=True)

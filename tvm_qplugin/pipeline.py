@@ -18,7 +18,7 @@ from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
-from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
@@ -65,13 +65,14 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
     return [*quantized_passes(profile), QuantizeIO(io)]
 
 
-def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
-    """QDQ (or float) module -> scheduled kernels."""
+def lower_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for."""
+    rules = rules_of(profile)
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
-        LowerFloat(),
-        SelectKernels(rules_of(profile), target),
+        LowerFloat(stored_arguments(ir.main_function(mod)), rules, target),
+        SelectKernels(rules, target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -230,7 +231,7 @@ def int8_pipeline(**options: Any) -> tvm.transform.Pass:
         if not is_quantized(mod) and (options or not scheme_of(mod)):
             mod = quantize_module(mod, **{**options, "target": profile})
         with target:
-            return tvm.transform.Sequential([*lower_passes(profile, target), *executable_passes()])(mod)
+            return tvm.transform.Sequential([*lower_passes(mod, profile, target), *executable_passes()])(mod)
 
     return pipeline
 
@@ -243,9 +244,10 @@ def float_pipeline(target: str | TargetProfile | None = None) -> tvm.transform.P
         from tvm_qplugin.frontend import canonicalize
 
         profile, current = _current(target)
-        passes = [*lower_passes(profile, current), *executable_passes()]
+        mod = canonicalize(mod)
+        passes = [*lower_passes(mod, profile, current), *executable_passes()]
         with current:
-            return tvm.transform.Sequential(passes)(canonicalize(mod))
+            return tvm.transform.Sequential(passes)(mod)
 
     return pipeline
 

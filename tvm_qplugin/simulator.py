@@ -31,7 +31,8 @@ class Simulator:
 
     Integer kernels and integer data movement run in numpy; float islands, whose results depend on
     the order of summation and on what is fused, run as TVM compiles them, each as a whole. Layers with
-    int8 weights and float inputs run as LiteRT runs them (``core/dynamic.py``), not as ``build`` does.
+    int8 weights and float inputs run as LiteRT runs them (``core/dynamic.py``), whether or not ``build`` has
+    kernels for that.
     """
 
     def __init__(self, module: IRModule) -> None:
