@@ -33,9 +33,12 @@ SOURCE = "qplugin.source"
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 
-def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Runner:
-    """Compile ``main`` and return a function from input arrays to a flat list of output arrays."""
-    executable, _ = compile_module(mod, target)
+def compile_function(mod: IRModule, target: str | TargetProfile = "host", *, merge: bool = True) -> Runner:
+    """Compile ``main`` and return a function from input arrays to a flat list of output arrays.
+
+    ``merge``: see ``build``; False compiles faster.
+    """
+    executable, _ = compile_module(mod, target, merge=merge)
     vm = relax.VirtualMachine(executable, tvm.cpu())
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -47,16 +50,16 @@ def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Run
 
 
 def compile_module(
-    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None
+    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None, merge: bool = True
 ) -> tuple[Any, IRModule]:
     """The VM executable of a QDQ or float module, and the module as lowered (kernels tagged).
 
-    ``dump``: a directory that gets the IR after every pass.
+    ``dump``: a directory that gets the IR after every pass. ``merge``: see ``build``.
     """
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(profile, device, merge))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
@@ -76,18 +79,21 @@ def build(
     *,
     target: str | TargetProfile = "host",
     dump: str | os.PathLike[str] | None = None,
+    merge: bool = True,
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
 
-    ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
-    a missing toolchain or a device that runs .tflite files, ModelError for what is no module.
+    ``dump``: a directory that gets the IR after every pass. ``merge``: small kernels that follow each other
+    become one function, which is faster; False keeps them apart, to be timed one by one. Raises TargetError
+    for an unknown target or a missing toolchain or a device that runs .tflite files, ModelError for what is
+    no module.
     """
     profile = find_profile(target)
     ir.main_function(module)
     module = tvm.transform.Sequential([ExpandWeights()])(module)
-    executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
+    executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None, merge=merge)
     manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
 

@@ -23,6 +23,7 @@ from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
@@ -65,8 +66,8 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
     return [*quantized_passes(profile), QuantizeIO(io)]
 
 
-def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
-    """QDQ (or float) module -> scheduled kernels."""
+def lower_passes(profile: TargetProfile, target: tvm.target.Target, merge: bool = True) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``merge``: small ones in one function."""
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
@@ -79,6 +80,7 @@ def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         ScheduleRest(schedule_cpu, target),
+        *([MergeKernels()] if merge else []),
     ]
 
 
