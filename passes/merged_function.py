@@ -97,4 +97,4 @@ class _Memory:
 
 
 def _buffer(spec: TensorSpec, name: str) -> tirx.Buffer:
-    return tirx.decl_buffer(spec.shape, spec.dtype, name=name)
+    return tirx.decl_buffer(spec.shape, spec.dtype, name=name, layout=None)

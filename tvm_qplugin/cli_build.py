@@ -50,6 +50,13 @@ def build(
     dump: Annotated[
         Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
     ] = None,
+    separate_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--separate-kernels",
+            help="Keep small kernels apart, for bench --profile and why-slow: slower in small models.",
+        ),
+    ] = False,
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
@@ -71,7 +78,7 @@ def build(
     if scheme := scheme_of(module):
         say(f"model.so computes in float32, with the constants of scheme {scheme} expanded", "yellow")
     with step(f"compiling for {profile.name}"):
-        artifact = compile_model(module, target=profile, dump=dump)
+        artifact = compile_model(module, target=profile, dump=dump, merge=not separate_kernels)
     artifact.save(output)
     seconds = time.perf_counter() - start
     manifest, total = artifact.manifest, report.artifact_bytes(artifact.manifest)
