@@ -23,7 +23,7 @@ MACS = 3_000_000
 BYTES = 64 * 1024
 """Of the activations that a small kernel reads and writes."""
 
-KERNELS = 32
+KERNELS = 64
 """The most that one function runs: what they share between layers is compiled again for each."""
 
 
