@@ -28,7 +28,7 @@ def data(*args: object) -> dict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """``mixed``: int8 but for one layer, ``merged``: the same with kernels merged, ``float``, and ``old`` for a CPU without vectors."""
+    """``mixed``: int8 but for one layer; ``merged``; ``float``; ``old`` for a CPU without vectors."""
     folder = tmp_path_factory.mktemp("profile")
     quantize = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "8")
     ok(*quantize, "--float", "residual_second_second", "-o", folder / "q")
