@@ -24,6 +24,7 @@ from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
 PREFETCHED_BYTES = 64 * 1024  # smaller weights stay in L1 or L2 from run to run
+SINGLE_BYTES = 256 * 1024  # the same for one pixel, which reads them in one go: the hardware fetches ahead
 
 
 class Epilogue(Protocol):
@@ -207,7 +208,7 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue, place: Expr, tiles: int) ->
 def _ahead(k: Kernel, spot: Spot, place: Expr, tiles: int) -> Spot:
     """The tile with its share of the next channels' weights to prefetch, if weights are read in turn."""
     g, step = k.geometry, k.isa.lanes * k.isa.depth
-    if k.tile.order != "om" or g.weight_bytes < PREFETCHED_BYTES:
+    if k.tile.order != "om" or g.weight_bytes < (SINGLE_BYTES if tiles == 1 else PREFETCHED_BYTES):
         return spot
     size = spot.vectors * g.steps * step
     stride = -(-size // (tiles * g.steps))

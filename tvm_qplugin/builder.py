@@ -38,9 +38,12 @@ SOURCE = "qplugin.source"
 Runner = Callable[[Sequence[Array]], list[Array]]
 
 
-def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Runner:
-    """Compile ``main`` and return a function from input arrays to a flat list of output arrays."""
-    executable, _ = compile_module(mod, target)
+def compile_function(mod: IRModule, target: str | TargetProfile = "host", *, merge: bool = True) -> Runner:
+    """Compile ``main`` and return a function from input arrays to a flat list of output arrays.
+
+    ``merge``: see ``build``; False compiles faster.
+    """
+    executable, _ = compile_module(mod, target, merge=merge)
     vm = relax.VirtualMachine(executable, tvm.cpu())
 
     def run(arrays: Sequence[Array]) -> list[Array]:
@@ -52,29 +55,34 @@ def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Run
 
 
 def compile_module(
-    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None
+    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None, merge: bool = True
 ) -> tuple[Any, IRModule]:
     """The VM executable of a QDQ or float module, and the module as lowered (kernels tagged).
 
-    ``dump``: a directory that gets the IR after every pass.
+    ``dump``: a directory that gets the IR after every pass. ``merge``: see ``build``.
     """
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device, merge))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
 
 def compile_kernels(
-    mod: IRModule, profile: TargetProfile, compiler: KernelCompiler, *, progress: bool = False
+    mod: IRModule,
+    profile: TargetProfile,
+    compiler: KernelCompiler,
+    *,
+    progress: bool = False,
+    merge: bool = True,
 ) -> tuple[Linkable | relax.VMExecutable, IRModule]:
     """As ``compile_module``, but every kernel alone, so that it can be cached, and the constants apart.
 
     A module whose kernels cannot be compiled alone is compiled whole.
     """
     with compiler.target, tvm.transform.PassContext(2, config=_CONFIG):
-        lowered = tvm.transform.Sequential(lower_passes(mod, profile, compiler.target))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, compiler.target, merge))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         functions = {
             str(func.attrs["global_symbol"]): func
@@ -110,6 +118,7 @@ def build(
     cache: ObjectCache | bool = True,
     jobs: int | None = None,
     progress: bool = False,
+    merge: bool = True,
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
@@ -119,17 +128,19 @@ def build(
     ``cache``: where compiled kernels are kept for the next build, by default the user's folder
     (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one
     on each core. ``progress`` draws a bar. ``dump``: a directory that gets the IR after every pass; the
-    model is compiled whole then. Raises TargetError for an unknown target or a missing toolchain or a device
-    that runs .tflite files, ModelError for what is no module, CacheError for a wrong setting of the cache.
+    model is compiled whole then. ``merge``: small kernels that follow each other become one function, which
+    is faster; False keeps them apart, to be timed one by one. Raises TargetError for an unknown target or a
+    missing toolchain or a device that runs .tflite files, ModelError for what is no module, CacheError for a
+    wrong setting of the cache.
     """
     profile = find_profile(target)
     ir.main_function(module)
     executable: Linkable | relax.VMExecutable
     if dump:
-        executable, lowered = compile_module(module, profile, dump=Path(dump))
+        executable, lowered = compile_module(module, profile, dump=Path(dump), merge=merge)
     else:
         compiler = KernelCompiler(tvm_target(profile), _CONFIG, cache_of(cache), jobs)
-        executable, lowered = compile_kernels(module, profile, compiler, progress=progress)
+        executable, lowered = compile_kernels(module, profile, compiler, progress=progress, merge=merge)
     expanded = tvm.transform.Sequential([ExpandWeights()])(module)
     manifest = replace(describe(expanded, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)

@@ -63,6 +63,13 @@ def build(
         int | None,
         typer.Option(min=1, help="Kernels to compile at a time.", show_default="one on each core"),
     ] = None,
+    separate_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--separate-kernels",
+            help="Keep small kernels apart, for bench --profile and why-slow: slower in small models.",
+        ),
+    ] = False,
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
@@ -86,7 +93,15 @@ def build(
         say("model.so computes in float32, with the constants of scheme fp16 expanded", "yellow")
     cache = ObjectCache(limit=0 if no_cache else None, warn=partial(say, style="yellow"))
     with step(f"compiling for {profile.name}", spin=False):
-        artifact = compile_model(module, target=profile, dump=dump, cache=cache, jobs=jobs, progress=True)
+        artifact = compile_model(
+            module,
+            target=profile,
+            dump=dump,
+            cache=cache,
+            jobs=jobs,
+            progress=True,
+            merge=not separate_kernels,
+        )
     artifact.save(output)
     seconds = time.perf_counter() - start
     manifest, total = artifact.manifest, report.artifact_bytes(artifact.manifest)

@@ -23,6 +23,7 @@ from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
@@ -65,8 +66,13 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
     return [*quantized_passes(profile), QuantizeIO(io)]
 
 
-def lower_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
-    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for."""
+def lower_passes(
+    mod: IRModule, profile: TargetProfile, target: tvm.target.Target, merge: bool = True
+) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for.
+
+    ``merge``: small kernels in one function.
+    """
     rules = rules_of(profile)
     return [
         ExpandWeights(),
@@ -80,6 +86,7 @@ def lower_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Targe
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         ScheduleRest(schedule_cpu, target),
+        *([MergeKernels()] if merge else []),
     ]
 
 

@@ -16,6 +16,9 @@ from tvm_qplugin.core.qparams import Array
 
 KERNEL = "qplugin.kernel"
 PARAMS = "qplugin.params"
+MERGED = "merged"
+"""The kernel tag of a function that runs several kernels; parameter ``dtype``: operands of the largest."""
+
 ANNOTATION = "qplugin.annotation"
 REPORT = "qplugin.report"
 """Attribute of a lowered ``main``: its operators, a JSON list; ``variable``: what one is bound to."""
