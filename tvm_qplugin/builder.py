@@ -25,6 +25,7 @@ from tvm_qplugin.passes.expand_weights import ExpandWeights
 from tvm_qplugin.passes.match_tagged import tagged_plan
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
+from tvm_qplugin.recorded import Databases, tuned_calls
 from tvm_qplugin.targets import find_profile, tvm_target
 
 # The virtual machine calls kernels with the shapes they were compiled for; Artifact.run checks the user's.
@@ -47,16 +48,20 @@ def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Run
 
 
 def compile_module(
-    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None
+    mod: IRModule,
+    target: str | TargetProfile = "host",
+    *,
+    dump: Path | None = None,
+    database: Databases = None,
 ) -> tuple[Any, IRModule]:
     """The VM executable of a QDQ or float module, and the module as lowered (kernels tagged).
 
-    ``dump``: a directory that gets the IR after every pass.
+    ``dump``: a directory that gets the IR after every pass; ``database``: see ``build``.
     """
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(profile, device))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(profile, device, database))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
@@ -76,18 +81,23 @@ def build(
     *,
     target: str | TargetProfile = "host",
     dump: str | os.PathLike[str] | None = None,
+    database: str | os.PathLike[str] | None = None,
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     Modules of the schemes ``fp16`` and ``dynamic`` compute in float32, with their constants expanded.
 
-    ``dump``: a directory that gets the IR after every pass. Raises TargetError for an unknown target or
-    a missing toolchain or a device that runs .tflite files, ModelError for what is no module.
+    ``dump``: a directory that gets the IR after every pass. ``database``: a file of tuning records that comes
+    before the user's own and the shipped ones, "none" for the default kernels. Raises TargetError for an
+    unknown target or a missing toolchain or a device that runs .tflite files, ModelError for what is no
+    module, DatabaseError for records that cannot be read.
     """
     profile = find_profile(target)
     ir.main_function(module)
     module = tvm.transform.Sequential([ExpandWeights()])(module)
-    executable, lowered = compile_module(module, profile, dump=Path(dump) if dump else None)
+    executable, lowered = compile_module(
+        module, profile, dump=Path(dump) if dump else None, database=database
+    )
     manifest = replace(describe(module, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
 
@@ -104,7 +114,11 @@ def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Man
         model=source.get("model", "model"),
         inputs=inputs,
         outputs=outputs,
-        target={"profile": profile.name, "tvm": _plain(tvm_target(profile)) if profile.tvm else {}},
+        target={
+            "profile": profile.name,
+            "tvm": _plain(tvm_target(profile)) if profile.tvm else {},
+            "tuned_kernels": tuned_calls(lowered),
+        },
         recipe=source.get("recipe", {}),
         tensors=tensors_of(module),
         operators=operators,

@@ -29,6 +29,7 @@ from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.recorded import Databases, recorded_rule
 from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
@@ -65,13 +66,16 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
     return [*quantized_passes(profile), QuantizeIO(io)]
 
 
-def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
-    """QDQ (or float) module -> scheduled kernels."""
+def kernel_passes(profile: TargetProfile) -> Passes:
+    """QDQ (or float) module -> calls of tagged kernels, without schedules."""
+    return [ExpandWeights(), LowerInteger(profile.storage), LowerFloat()]
+
+
+def lower_passes(profile: TargetProfile, target: tvm.target.Target, database: Databases = None) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``database``: see ``recorded.databases``."""
     return [
-        ExpandWeights(),
-        LowerInteger(profile.storage),
-        LowerFloat(),
-        SelectKernels(rules_of(profile), target),
+        *kernel_passes(profile),
+        SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),

@@ -27,3 +27,7 @@ class ArtifactError(QPluginError):
 
 class InputError(QPluginError):
     """Arrays given to a compiled model have the wrong number, shape or dtype."""
+
+
+class DatabaseError(QPluginError):
+    """A tuning database cannot be read or written."""
