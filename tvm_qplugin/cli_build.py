@@ -50,6 +50,14 @@ def build(
     dump: Annotated[
         Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tuning records to use before your own and the shipped ones; none: default kernels.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
@@ -71,7 +79,7 @@ def build(
     if scheme := scheme_of(module):
         say(f"model.so computes in float32, with the constants of scheme {scheme} expanded", "yellow")
     with step(f"compiling for {profile.name}"):
-        artifact = compile_model(module, target=profile, dump=dump)
+        artifact = compile_model(module, target=profile, dump=dump, database=database)
     artifact.save(output)
     seconds = time.perf_counter() - start
     manifest, total = artifact.manifest, report.artifact_bytes(artifact.manifest)
@@ -83,6 +91,8 @@ def build(
         "model_so_bytes": manifest.sizes["model.so"],
         "weight_bytes": manifest.sizes.get("weights", 0),
         "source_model_bytes": original,
+        "tuned_kernels": manifest.target["tuned_kernels"],
+        "kernels": len(manifest.calls),
         "totals": report.totals(manifest.operators),
         "islands": report.islands(manifest.operators),
         "seconds": seconds,
@@ -91,6 +101,7 @@ def build(
     ratio = f", {total / original:.2f} x the model's file ({report.size(original)})" if original else ""
     parts: list[RenderableType] = [
         report.summary(manifest.operators),
+        report.line(f"{data['tuned_kernels']} of {data['kernels']} kernel calls use tuning records"),
         report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s: {output}"),
         report.line(f"next: {data['next']}", "bold"),
     ]

@@ -20,23 +20,25 @@ from tvm_qplugin.tuning_tasks import TuningTask
 
 FINALISTS = 3
 GAIN = 0.98  # share of the default's time that the winner must stay below
+LEAST_GAIN = 2e-8  # seconds: less is lost in the call
 FINAL_SECONDS = 3.0  # of a time budget, to keep for the final comparison of a task
 LEAST_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class TaskStatus:
-    """How far a task is. ``stage``: "search", "final" (the comparison at the end), "done" or "kept" (from
-    an earlier run).
+    """How far task number ``index`` of ``count`` is.
 
-    ``trials``: settings tried so far, of at most ``limit``, earlier runs included. ``seconds``: of the best,
-    after "done" that of the kernel which will be used; None: nothing was measured. ``wrong``: candidates in
+    ``stage``: "search", "final" (the comparison at the end), "done" or "kept" (from an earlier run).
+    ``trials``: settings tried so far, of at most ``limit``, earlier runs included. ``seconds``: of the best;
+    at the end that of the kernel which will be used; None: nothing was measured. ``wrong``: candidates in
     this run that differed from the oracle, ``failed``: that did not build or run; ``problem``: the last of
     these.
     """
 
     task: TuningTask
     index: int
+    count: int
     limit: int
     stage: str = "search"
     trials: int = 0
@@ -90,13 +92,13 @@ class TuningRun:
                 if now >= deadline:
                     break
                 end = now + (deadline - now) * weights[index] / sum(weights[index:]) - FINAL_SECONDS
-            found.append(self._one(task, index, pool, end))
+            start = TaskStatus(task, index, len(tasks), min(self.limit, len(valid_settings(task.tunable))))
+            found.append(self._one(start, pool, end))
         return found
 
-    def _one(self, task: TuningTask, index: int, pool: TrialPool, end: float | None) -> TaskStatus:
-        conditions = (self.cpu, self.device.threads)
+    def _one(self, status: TaskStatus, pool: TrialPool, end: float | None) -> TaskStatus:
+        task, conditions = status.task, (self.cpu, self.device.threads)
         final = self.records.final(task.key, *conditions)
-        status = TaskStatus(task, index, min(self.limit, len(valid_settings(task.tunable))))
         if final is not None and (final.trials or 0) >= status.limit:
             return self._tell(_finished(status, final, "kept"))
         known = self.records.measured(task.key, *conditions)
@@ -107,7 +109,7 @@ class TuningRun:
             self.target,
             self.models.setdefault(task.rule, CostModel()),
             [(record.knobs, record.seconds) for record in known.values() if record.knobs is not None],
-            self.seed + index,
+            self.seed + status.index,
         )
         status = self._search(_resumed(status, known), search, pool, end)
         return self._tell(self._compared(status, pool))
@@ -169,7 +171,7 @@ class TuningRun:
         if not isinstance(times, list) or len(built) != len(settings):
             return replace(status, stage="done")
         best = min(range(len(times)), key=times.__getitem__)
-        best = best if times[best] < GAIN * times[0] else 0
+        best = best if times[best] < min(GAIN * times[0], times[0] - LEAST_GAIN) else 0
         knobs = settings[best] if best else None
         final = Record(
             status.task.key,
