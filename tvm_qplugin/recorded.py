@@ -14,7 +14,7 @@ from tvm_qplugin.core.attrs import TUNED, Implementation, KernelCall
 from tvm_qplugin.core.errors import DatabaseError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.records import Database
-from tvm_qplugin.core.tunable import Knobs, Tunable, task_of
+from tvm_qplugin.core.tunable import Knobs, Tunable, is_setting, task_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.targets import tunables_of
 
@@ -82,8 +82,7 @@ def _knobs(
     record = next(filter(None, (database.choice(task, cpu) for database in known)), None)
     if record is None or record.knobs is None:
         return None
-    fits = record.knobs.keys() == tunable.choices.keys() and tunable.valid(record.knobs)
-    return record.knobs if fits else None
+    return record.knobs if is_setting(record.knobs, tunable) else None
 
 
 def _read(path: Path) -> Database:

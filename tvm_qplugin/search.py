@@ -21,7 +21,7 @@ from tvm.s_tir import meta_schedule as ms
 from tvm.s_tir.meta_schedule import _ffi_api
 
 from tvm_qplugin.core.attrs import KernelCall
-from tvm_qplugin.core.tunable import Knobs, Tunable, canonical
+from tvm_qplugin.core.tunable import Knobs, Tunable, canonical, is_setting
 from tvm_qplugin.kernels import build_kernel
 
 PREFIX = "qplugin.knob."
@@ -92,7 +92,7 @@ class Search:
         candidates, outcomes = [], []
         for knobs, seconds in results:
             self._seen.add(canonical(knobs))
-            if not self._space.holds(knobs):
+            if not is_setting(knobs, self._space.tunable):
                 continue  # a record of a rule that had other knobs
             candidate = self._candidate(knobs)
             self._database.commit_tuning_record(
@@ -182,11 +182,6 @@ class _Space:
         """The setting that a schedule of the workload carries."""
         found = mod["main"].body.block.annotations
         return {name: values[int(found[PREFIX + name])] for name, values in self.choices.items()}
-
-    def holds(self, knobs: Knobs) -> bool:
-        """Whether it is a setting of this space."""
-        same = knobs.keys() == self.choices.keys()
-        return same and all(value in self.choices[name] for name, value in knobs.items())
 
 
 class _Context(ms.TuneContext):

@@ -60,6 +60,13 @@ def task_of(call: KernelCall, isa: str) -> str:
     return canonical({"kernel": call.name, "specs": specs, "params": params, "isa": isa})
 
 
+def is_setting(knobs: Knobs, tunable: Tunable) -> bool:
+    """Whether the rule, as it is now, has these knobs and these values, and takes them together."""
+    choices = tunable.choices
+    known = knobs.keys() == choices.keys() and all(value in choices[name] for name, value in knobs.items())
+    return known and tunable.valid(knobs)
+
+
 def macs_of(call: KernelCall) -> int:
     """Multiply-adds of a convolution or dense layer; of what its halo holds too."""
     weight = call.args[1].shape
