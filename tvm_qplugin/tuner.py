@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tvm_qplugin.tuning_tasks import tasks_of
 
 TRIALS = 64
 UNLIMITED = 1_000
+ANSWER_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _device(rpc: str | None, threads: int) -> Device:
 def _check_tracker(device: Device) -> None:
     where = f"{device.host}:{device.port}"
     try:
+        socket.create_connection((device.host, device.port), ANSWER_SECONDS).close()  # TVM tries for a minute
         tracker: Any = tvm.rpc.connect_tracker(device.host, device.port)
         servers = [server["key"].removeprefix("server:") for server in tracker.summary()["server_info"]]
     except Exception as error:

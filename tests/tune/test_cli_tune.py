@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -81,7 +82,7 @@ def test_ctrl_c_keeps_all_records(model, tmp_path):
     command += ["--trials", "500", "--database", str(database)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
         while process.poll() is None and (not database.exists() or database.read_bytes().count(b"\n") < 5):
-            pass
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         _, messages = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from tvm import rpc
 
@@ -21,20 +22,24 @@ def tracker() -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
-    run = (sys.executable, "-m")
-    started = [
-        subprocess.Popen([*run, "tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port)]),
-    ]
+    tracking = ["tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port)]
+    serving = ["tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", address, "--key", "board"]
+    started = [_start(tracking)]
     try:
-        _until(lambda: rpc.connect_tracker("127.0.0.1", port))
-        command = [*run, "tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", address, "--key", "board"]
-        started.append(subprocess.Popen(command))
+        _until(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
+        started.append(_start(serving))
         _until(lambda: rpc.connect_tracker("127.0.0.1", port).summary()["server_info"][0])
         yield address
     finally:
         for process in started:
-            process.terminate()
+            for part in (*psutil.Process(process.pid).children(recursive=True), process):
+                part.kill()
             process.wait()
+
+
+def _start(module: list[str]) -> subprocess.Popen[bytes]:
+    nowhere = subprocess.DEVNULL
+    return subprocess.Popen([sys.executable, "-m", *module], stdin=nowhere, stdout=nowhere, stderr=nowhere)
 
 
 def _until(attempt) -> None:
