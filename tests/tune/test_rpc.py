@@ -23,6 +23,7 @@ def tracker() -> Iterator[str]:
         port = probe.getsockname()[1]
     address = f"127.0.0.1:{port}"
     tracking = ["tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(port)]
+    tracking += ["--port-end", str(port + 1)]
     serving = ["tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", address, "--key", "board"]
     started = [_start(tracking)]
     try:
