@@ -12,7 +12,6 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tvm_qplugin import report
-from tvm_qplugin.cli_build import Batch, Shapes
 from tvm_qplugin.console import messages, say, step
 from tvm_qplugin.inspection import read_module
 from tvm_qplugin.outputs import check_file
@@ -25,6 +24,15 @@ if TYPE_CHECKING:
     from tvm_qplugin.tuning_tasks import TuningTask
 
 SETTLED = ("done", "kept")
+Batch = Annotated[int | None, typer.Option(min=1, help="ONNX file: size of an unknown batch dimension.")]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=1,3,224,224",
+        help="ONNX file: shape of an input whose shape is unknown.",
+        show_default=False,
+    ),
+]
 
 
 def tune(
