@@ -52,18 +52,14 @@ def test_wrong_and_crashing_kernels_are_never_recorded(model, tmp_path, monkeypa
     is_wrong = import_module("wrong_rule").is_wrong
     profile = replace(HOST, tunables=("wrong_rule:conv",))
     path = tmp_path / "db.jsonl"
-    report = tune(small(model), target=profile, trials=1000, database=path)
-    (status,) = report.tasks
-    settings = valid_settings(status.task.tunable)
-    default = status.task.tunable.default()
-    wrong = [knobs for knobs in settings if is_wrong(knobs) and knobs["nt"] != 1 and knobs != default]
-    crashing = [knobs for knobs in settings if knobs["nt"] == 1 and knobs != default]
-    assert status.wrong == len(wrong) > 0
-    assert status.failed == len(crashing) > 0
-    assert "differ from the oracle" in status.problem or "terminated" in status.problem
-    recorded = [record.knobs for record in Database(path).records if record.knobs]
-    assert len({canonical(knobs) for knobs in recorded}) == len(settings) - len(wrong) - len(crashing)
-    assert not [knobs for knobs in recorded if knobs in wrong or knobs in crashing]
+    (status,) = tune(small(model), target=profile, trials=20, database=path).tasks
+    assert status.wrong > 3 and status.failed == 1 and status.problem
+    recorded = [record.knobs for record in Database(path).records if record.role != "final"]
+    assert len(recorded) + status.wrong + status.failed == 20
+    default, crashing, *_ = status.task.tunable.suggestions()
+    assert crashing not in recorded
+    assert not [knobs for knobs in recorded if knobs and knobs != default and is_wrong(knobs)]
+    assert status.knobs is None or not is_wrong(status.knobs)
 
 
 def test_the_same_call_goes_on_and_then_keeps(model, tmp_path):
@@ -196,7 +192,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_lose_no_record_and_leave_no_process(model, tmp_path, kills):
-    path, rng, total = tmp_path / "db.jsonl", random.Random(1), 60
+    path, rng, total = tmp_path / "db.jsonl", random.Random(1), 24
     command = [sys.executable, "-c", TUNING, str(model("kills", 16, 64)), str(path), str(total)]
     reported = 0
     for _ in range(kills):

@@ -25,7 +25,7 @@ class _Wrong(TileKnobs):
         made = super().implement(knobs)
         if made is None or knobs == self.default():
             return made
-        if knobs["nt"] == 1:
+        if knobs == self.suggestions()[1]:
             os._exit(3)
         return Implementation(_zeros(self.plan.call, made.args), made.args) if is_wrong(knobs) else made
 
