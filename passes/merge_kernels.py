@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import CALLS, KERNEL, MERGED, PARAMS, encode_params
+from tvm_qplugin.core.attrs import CALLS, KERNEL, MERGED, PARAMS, TUNED, encode_params
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
 from tvm_qplugin.passes.merged_function import Step, merged_function
@@ -135,4 +135,6 @@ class _Merger:
     def _tags(self, run: list[NamedCall]) -> dict[str, object]:
         operators = Operators(self.func)
         largest = max(run, key=lambda call: operators.macs(call.names))
-        return {SCHEDULED: True, KERNEL: MERGED, PARAMS: encode_params({"dtype": largest.dtype})}
+        tags = {SCHEDULED: True, KERNEL: MERGED, PARAMS: encode_params({"dtype": largest.dtype})}
+        tuned = any(TUNED in (self.mod[call.value.args[0]].attrs or {}) for call in run)
+        return {**tags, TUNED: True} if tuned else tags

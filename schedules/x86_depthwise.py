@@ -171,14 +171,16 @@ def tile_sizes(w: Window, isa: Isa) -> list[tuple[int, int]]:
     return list(dict.fromkeys([first, *others]))
 
 
-def complete(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
-    """Complete the knobs: whether to stage, and how many rows at a time."""
+def complete(
+    w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int, staged: int = STAGED_BYTES
+) -> Config:
+    """Complete the knobs: whether to stage, and how many rows at a time (of ``staged`` bytes in all)."""
     stage = not w.bordered or (mode == "flat" and w.strides[1] > 1)
     height = w.size[0]
     if not stage:
         return Config(mode, rows, columns, rows, False)
     row = source(w, Config(mode, rows, columns, rows, True)).pitch * ITEM.get(isa.weights, 1)
-    fit = max(rows, (STAGED_BYTES // row - w.span(0, 1)) // w.strides[0] + 1)
+    fit = max(rows, (staged // row - w.span(0, 1)) // w.strides[0] + 1)
     parts = max(-(-height // fit), min(cores, height // rows))
     chunk = -(-height // parts)
     return Config(mode, rows, columns, min(height, -(-chunk // rows) * rows), True)

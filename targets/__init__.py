@@ -9,10 +9,14 @@ from typing import Any, cast
 
 import tvm
 
+from tvm_qplugin.core.attrs import KernelCall
 from tvm_qplugin.core.errors import TargetError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.registry import Registry
+from tvm_qplugin.core.tunable import Tunable
 from tvm_qplugin.schedules.x86_isa import AVX2, supports
+
+TunableRule = Callable[[KernelCall, tvm.target.Target], Tunable | None]
 
 PROFILES: Registry[TargetProfile] = Registry(
     "target",
@@ -58,6 +62,11 @@ def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
     return tuple(_load(path) for path in profile.rules)
 
 
+def tunables_of(profile: TargetProfile) -> tuple[TunableRule, ...]:
+    """What of a profile can be tuned, imported."""
+    return tuple(_load(path) for path in profile.tunables)
+
+
 def float_passes(profile: TargetProfile) -> tuple[Any, ...]:
     """The rewrites of a float module, before it is calibrated."""
     return tuple(_load(path)() for path in profile.float_passes)
@@ -74,7 +83,7 @@ def profile_of(target: tvm.target.Target) -> TargetProfile:
         raise TargetError(f"target kind {target.kind.name!r}: only CPUs (llvm) can be compiled for")
     base = PROFILES["host"] if supports(AVX2, target) else PROFILES["x86-64"]
     config = {key: value for key, value in target.export().items() if isinstance(value, str | int)}
-    return TargetProfile("custom", str(target), config, base.storage, base.rules)
+    return TargetProfile("custom", str(target), config, base.storage, base.rules, base.tunables)
 
 
 def _host_cpu() -> str:

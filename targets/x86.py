@@ -15,6 +15,7 @@ X86_RULES = (
     f"{_SCHEDULES}x86_add:rule",
     *PORTABLE_RULES,
 )
+X86_TUNABLES = tuple(f"{_SCHEDULES}x86_tunable:{name}" for name in ("depthwise", "conv", "dense"))
 
 HOST = TargetProfile(
     "host",
@@ -22,6 +23,7 @@ HOST = TargetProfile(
     {"kind": "llvm", "mcpu": "host", "num-cores": "host"},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
 )
 X86_V4 = TargetProfile(
     "x86-64-v4-vnni",
@@ -29,6 +31,7 @@ X86_V4 = TargetProfile(
     {"kind": "llvm", "mcpu": "icelake-server", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
 )
 X86_AVXVNNI = TargetProfile(
     "x86-64-avxvnni",
@@ -36,6 +39,7 @@ X86_AVXVNNI = TargetProfile(
     {"kind": "llvm", "mcpu": "alderlake", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
 )
 X86_V3 = TargetProfile(
     "x86-64-v3",
@@ -43,6 +47,7 @@ X86_V3 = TargetProfile(
     {"kind": "llvm", "mcpu": "haswell", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
 )
 X86 = TargetProfile(
     "x86-64",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tvm_qplugin.frontend import load
     from tvm_qplugin.layer_times import profile
     from tvm_qplugin.simulator import simulate
+    from tvm_qplugin.tuner import tune
 
 _PUBLIC = {
     "Artifact": "artifact",
@@ -35,6 +36,7 @@ _PUBLIC = {
     "profile": "layer_times",
     "quantize": "api",
     "simulate": "simulator",
+    "tune": "tuner",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "profile",
     "quantize",
     "simulate",
+    "tune",
 ]
 
 

@@ -29,6 +29,7 @@ from tvm_qplugin.passes.match_tagged import tagged_plan
 from tvm_qplugin.passes.quantize_io import IO_PARAMS
 from tvm_qplugin.pipeline import executable_passes, lower_passes
 from tvm_qplugin.progress import progress_bar
+from tvm_qplugin.recorded import Databases, tuned_calls
 from tvm_qplugin.static_constants import lift_constants
 from tvm_qplugin.targets import find_profile, tvm_target
 
@@ -55,16 +56,21 @@ def compile_function(mod: IRModule, target: str | TargetProfile = "host", *, mer
 
 
 def compile_module(
-    mod: IRModule, target: str | TargetProfile = "host", *, dump: Path | None = None, merge: bool = True
+    mod: IRModule,
+    target: str | TargetProfile = "host",
+    *,
+    dump: Path | None = None,
+    merge: bool = True,
+    database: Databases = None,
 ) -> tuple[Any, IRModule]:
     """The VM executable of a QDQ or float module, and the module as lowered (kernels tagged).
 
-    ``dump``: a directory that gets the IR after every pass. ``merge``: see ``build``.
+    ``dump``: a directory that gets the IR after every pass; ``merge``, ``database``: see ``build``.
     """
     profile = find_profile(target)
     device = tvm_target(profile)
     with device, tvm.transform.PassContext(2, config=_CONFIG, instruments=instruments(dump)):
-        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device, merge))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, device, database, merge))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         return relax.build(final, device, relax_pipeline=None), lowered
 
@@ -76,13 +82,14 @@ def compile_kernels(
     *,
     progress: bool = False,
     merge: bool = True,
+    database: Databases = None,
 ) -> tuple[Linkable | relax.VMExecutable, IRModule]:
     """As ``compile_module``, but every kernel alone, so that it can be cached, and the constants apart.
 
     A module whose kernels cannot be compiled alone is compiled whole.
     """
     with compiler.target, tvm.transform.PassContext(2, config=_CONFIG):
-        lowered = tvm.transform.Sequential(lower_passes(mod, profile, compiler.target, merge))(mod)
+        lowered = tvm.transform.Sequential(lower_passes(mod, profile, compiler.target, database, merge))(mod)
         final = tvm.transform.Sequential(executable_passes())(lowered)
         functions = {
             str(func.attrs["global_symbol"]): func
@@ -119,6 +126,7 @@ def build(
     jobs: int | None = None,
     progress: bool = False,
     merge: bool = True,
+    database: str | os.PathLike[str] | None = None,
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
@@ -129,18 +137,21 @@ def build(
     (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one
     on each core. ``progress`` draws a bar. ``dump``: a directory that gets the IR after every pass; the
     model is compiled whole then. ``merge``: small kernels that follow each other become one function, which
-    is faster; False keeps them apart, to be timed one by one. Raises TargetError for an unknown target or a
-    missing toolchain or a device that runs .tflite files, ModelError for what is no module, CacheError for a
-    wrong setting of the cache.
+    is faster; False keeps them apart, to be timed one by one. ``database``: a file of tuning records that
+    comes before the user's own and the shipped ones, "none" for the default kernels. Raises TargetError for
+    an unknown target or a missing toolchain or a device that runs .tflite files, ModelError for what is no
+    module, CacheError for a wrong setting of the cache, DatabaseError for records that cannot be read.
     """
     profile = find_profile(target)
     ir.main_function(module)
     executable: Linkable | relax.VMExecutable
     if dump:
-        executable, lowered = compile_module(module, profile, dump=Path(dump), merge=merge)
+        executable, lowered = compile_module(module, profile, dump=Path(dump), merge=merge, database=database)
     else:
         compiler = KernelCompiler(tvm_target(profile), _CONFIG, cache_of(cache), jobs)
-        executable, lowered = compile_kernels(module, profile, compiler, progress=progress, merge=merge)
+        executable, lowered = compile_kernels(
+            module, profile, compiler, progress=progress, merge=merge, database=database
+        )
     expanded = tvm.transform.Sequential([ExpandWeights()])(module)
     manifest = replace(describe(expanded, lowered, profile), calls=calls_of(lowered))
     return Artifact.create(executable, manifest, compiler=profile.compiler)
@@ -165,7 +176,11 @@ def describe(module: IRModule, lowered: IRModule, profile: TargetProfile) -> Man
         model=source.get("model", "model"),
         inputs=inputs,
         outputs=outputs,
-        target={"profile": profile.name, "tvm": _plain(tvm_target(profile)) if profile.tvm else {}},
+        target={
+            "profile": profile.name,
+            "tvm": _plain(tvm_target(profile)) if profile.tvm else {},
+            "tuned_kernels": tuned_calls(lowered),
+        },
         recipe=source.get("recipe", {}),
         tensors=tensors_of(module),
         operators=operators,

@@ -32,6 +32,7 @@ from tvm_qplugin import (
     cli_profile,
     cli_quantize,
     cli_run,
+    cli_tune,
 )
 from tvm_qplugin.console import say
 from tvm_qplugin.core.errors import QPluginError
@@ -198,6 +199,7 @@ def _interruption() -> Iterator[list[int]]:
 _COMMANDS: dict[str, Function] = {
     "demo": cli_demo.demo,
     "quantize": cli_quantize.quantize,
+    "tune": cli_tune.tune,
     "build": cli_build.build,
     "export": cli_export.export,
     "run": cli_run.run,

@@ -70,6 +70,14 @@ def build(
             help="Keep small kernels apart, for bench --profile and why-slow: slower in small models.",
         ),
     ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tuning records to use before your own and the shipped ones; none: default kernels.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
@@ -101,6 +109,7 @@ def build(
             jobs=jobs,
             progress=True,
             merge=not separate_kernels,
+            database=database,
         )
     artifact.save(output)
     seconds = time.perf_counter() - start
@@ -113,6 +122,8 @@ def build(
         "model_so_bytes": manifest.sizes["model.so"],
         "weight_bytes": manifest.sizes.get("weights", 0),
         "source_model_bytes": original,
+        "tuned_kernels": manifest.target["tuned_kernels"],
+        "calls": len(manifest.calls),
         "totals": report.totals(manifest.operators),
         "islands": report.islands(manifest.operators),
         "kernels": {"compiled": cache.missed, "cached": cache.found},
@@ -123,6 +134,7 @@ def build(
     kernels = f", {cache.missed} kernels compiled, {cache.found} from the cache" if not dump else ""
     parts: list[RenderableType] = [
         report.summary(manifest.operators),
+        report.line(f"{data['tuned_kernels']} of {data['calls']} kernel calls use tuning records"),
         report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s{kernels}: {output}"),
         report.line(f"next: {data['next']}", "bold"),
     ]

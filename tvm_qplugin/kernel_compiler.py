@@ -18,12 +18,12 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS
+from tvm_qplugin.core.attrs import KERNEL, PARAMS, TUNED
 from tvm_qplugin.measure import cores
 from tvm_qplugin.object_cache import ObjectCache
 
 _FORMAT = 1  # of the cache's entries; another number makes all older ones unknown
-_UNUSED = (KERNEL, PARAMS, "op_pattern", "global_symbol")  # attributes that no machine code depends on
+_UNUSED = (KERNEL, PARAMS, TUNED, "op_pattern", "global_symbol")  # attributes that no machine code depends on
 _NAME = re.compile(r"[\w.$]+", re.ASCII)
 _KEY = 32  # hexadecimal digits of sha256
 

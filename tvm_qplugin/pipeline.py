@@ -30,6 +30,7 @@ from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.recorded import Databases, recorded_rule
 from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
@@ -66,19 +67,29 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
     return [*quantized_passes(profile), QuantizeIO(io)]
 
 
-def lower_passes(
-    mod: IRModule, profile: TargetProfile, target: tvm.target.Target, merge: bool = True
-) -> Passes:
-    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for.
-
-    ``merge``: small kernels in one function.
-    """
-    rules = rules_of(profile)
+def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
+    """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
-        LowerFloat(stored_arguments(ir.main_function(mod)), rules, target),
-        SelectKernels(rules, target),
+        LowerFloat(stored_arguments(ir.main_function(mod)), rules_of(profile), target),
+    ]
+
+
+def lower_passes(
+    mod: IRModule,
+    profile: TargetProfile,
+    target: tvm.target.Target,
+    database: Databases = None,
+    merge: bool = True,
+) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for.
+
+    ``database``: see ``recorded.databases``; ``merge``: small kernels in one function.
+    """
+    return [
+        *kernel_passes(mod, profile, target),
+        SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),

@@ -31,3 +31,7 @@ class InputError(QPluginError):
 
 class CacheError(QPluginError):
     """The settings of the cache of compiled kernels are not understood."""
+
+
+class DatabaseError(QPluginError):
+    """A tuning database cannot be read or written."""
