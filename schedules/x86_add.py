@@ -12,7 +12,15 @@ import numpy as np
 import tvm
 from tvm.script.ir_builder import IRBuilder
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import (
+    KERNEL,
+    PARAMS,
+    Implementation,
+    KernelCall,
+    Params,
+    TensorSpec,
+    encode_params,
+)
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_border import each_piece, fill_halo
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
@@ -42,7 +50,7 @@ def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
         return None
     halos = [tuple(call.params.get(f"{name}_halo") or (0,) * 4) for name in ("a", "b", "out")]
     shapes = [_logical(t, halo) for t, halo in zip((*call.args, call.out), halos, strict=True)]
-    if len(set(shapes)) != 1 or not _fits_int32(call):
+    if len(set(shapes)) != 1 or not fits_int32(call.params):
         return None
     return _implement(call, isa, shapes[0], halos)
 
@@ -55,8 +63,8 @@ def _logical(spec: TensorSpec, halo: tuple[int, ...]) -> tuple[int, ...]:
     return n, height - halo[0] - halo[2], width - halo[1] - halo[3], channels
 
 
-def _fits_int32(call: KernelCall) -> bool:
-    p = call.params
+def fits_int32(p: Params) -> bool:
+    """Whether no sum of an addition's products can leave int32."""
     largest = 255 * (abs(p["a_mul"]) + abs(p["b_mul"])) + (1 << (p["shift"] - 1))
     return bool(1 <= p["shift"] <= 30 and largest < 2**31)
 

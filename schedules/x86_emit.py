@@ -34,7 +34,7 @@ class Epilogue(Protocol):
 def implement(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> Implementation:
-    """The scheduled PrimFunc ``(activation, constants, output)`` and its arguments.
+    """The scheduled PrimFunc ``(activation, residual where the call has one, constants, output)``.
 
     Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
@@ -43,14 +43,20 @@ def implement(
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
         _body(call, isa, geometry, tile, epilogue, constants)
-    return Implementation(builder.get(), (0, constants.data))
+    return Implementation(builder.get(), (0, *_residuals(call), constants.data))
+
+
+def _residuals(call: KernelCall) -> list[int]:
+    """The arguments beside the activation that are known only at run time: at most one."""
+    return [i for i in range(1, len(call.args)) if i not in call.constants]
 
 
 def _body(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> None:
     packed_spec = TensorSpec(constants.data.shape, str(constants.data.dtype))
-    source, packed, out = _arguments([call.args[0], packed_spec, call.out])
+    others = [call.args[i] for i in _residuals(call)]
+    source, *residual, packed, out = _arguments([call.args[0], *others, packed_spec, call.out])
     dtype, reader = call.args[0].dtype, Reader(constants, packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
@@ -58,7 +64,7 @@ def _body(
         dtype = geometry.scratch.dtype
     if geometry.halo:
         fill_halo(geometry.halo, out, reader.scalar("fill_out", call.out.dtype))
-    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
+    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out, *residual), epilogue)
 
 
 def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:

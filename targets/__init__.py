@@ -58,6 +58,11 @@ def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
     return tuple(_load(path) for path in profile.rules)
 
 
+def fusions_of(profile: TargetProfile) -> tuple[Any, ...]:
+    """What decides which kernels a profile computes as one, imported."""
+    return tuple(_load(path) for path in profile.fusions)
+
+
 def float_passes(profile: TargetProfile) -> tuple[Any, ...]:
     """The rewrites of a float module, before it is calibrated."""
     return tuple(_load(path)() for path in profile.float_passes)
@@ -74,7 +79,7 @@ def profile_of(target: tvm.target.Target) -> TargetProfile:
         raise TargetError(f"target kind {target.kind.name!r}: only CPUs (llvm) can be compiled for")
     base = PROFILES["host"] if supports(AVX2, target) else PROFILES["x86-64"]
     config = {key: value for key, value in target.export().items() if isinstance(value, str | int)}
-    return TargetProfile("custom", str(target), config, base.storage, base.rules)
+    return TargetProfile("custom", str(target), config, base.storage, base.rules, fusions=base.fusions)
 
 
 def _host_cpu() -> str:

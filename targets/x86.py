@@ -14,6 +14,7 @@ X86_RULES = (
     f"{_SCHEDULES}x86_add:rule",
     *PORTABLE_RULES,
 )
+X86_FUSIONS = (f"{_SCHEDULES}x86_conv:fuses",)
 
 HOST = TargetProfile(
     "host",
@@ -21,6 +22,7 @@ HOST = TargetProfile(
     {"kind": "llvm", "mcpu": "host", "num-cores": "host"},
     "uint8",
     X86_RULES,
+    fusions=X86_FUSIONS,
 )
 X86_V4 = TargetProfile(
     "x86-64-v4-vnni",
@@ -28,6 +30,7 @@ X86_V4 = TargetProfile(
     {"kind": "llvm", "mcpu": "icelake-server", "num-cores": 4},
     "uint8",
     X86_RULES,
+    fusions=X86_FUSIONS,
 )
 X86_AVXVNNI = TargetProfile(
     "x86-64-avxvnni",
@@ -35,6 +38,7 @@ X86_AVXVNNI = TargetProfile(
     {"kind": "llvm", "mcpu": "alderlake", "num-cores": 4},
     "uint8",
     X86_RULES,
+    fusions=X86_FUSIONS,
 )
 X86_V3 = TargetProfile(
     "x86-64-v3",
@@ -42,6 +46,7 @@ X86_V3 = TargetProfile(
     {"kind": "llvm", "mcpu": "haswell", "num-cores": 4},
     "uint8",
     X86_RULES,
+    fusions=X86_FUSIONS,
 )
 X86 = TargetProfile(
     "x86-64",

@@ -20,6 +20,7 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.fuse_named import FuseNamed
+from tvm_qplugin.passes.fuse_residual import FuseResidual
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
@@ -34,6 +35,7 @@ from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
     find_profile,
     float_passes,
+    fusions_of,
     profile_of,
     quantized_passes,
     rules_of,
@@ -71,6 +73,7 @@ def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
         ExpandWeights(),
         LowerInteger(profile.storage),
         LowerFloat(),
+        FuseResidual(fusions_of(profile), target),
         SelectKernels(rules_of(profile), target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
