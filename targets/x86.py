@@ -16,6 +16,7 @@ X86_RULES = (
     *PORTABLE_RULES,
 )
 X86_FUSIONS = (f"{_SCHEDULES}x86_conv:fuses",)
+X86_HALOS = (f"{_SCHEDULES}x86_halo:serves",)
 
 HOST = TargetProfile(
     "host",
@@ -24,6 +25,7 @@ HOST = TargetProfile(
     "uint8",
     X86_RULES,
     fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V4 = TargetProfile(
     "x86-64-v4-vnni",
@@ -32,6 +34,7 @@ X86_V4 = TargetProfile(
     "uint8",
     X86_RULES,
     fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_AVXVNNI = TargetProfile(
     "x86-64-avxvnni",
@@ -40,6 +43,7 @@ X86_AVXVNNI = TargetProfile(
     "uint8",
     X86_RULES,
     fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V3 = TargetProfile(
     "x86-64-v3",
@@ -48,6 +52,7 @@ X86_V3 = TargetProfile(
     "uint8",
     X86_RULES,
     fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86 = TargetProfile(
     "x86-64",

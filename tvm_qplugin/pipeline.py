@@ -24,6 +24,7 @@ from tvm_qplugin.passes.fuse_residual import FuseResidual
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
@@ -36,6 +37,7 @@ from tvm_qplugin.targets import (
     find_profile,
     float_passes,
     fusions_of,
+    halos_of,
     profile_of,
     quantized_passes,
     rules_of,
@@ -74,6 +76,7 @@ def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
         LowerInteger(profile.storage),
         LowerFloat(),
         FuseResidual(fusions_of(profile), target),
+        PadProducers(halos_of(profile), target),
         SelectKernels(rules_of(profile), target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
