@@ -31,7 +31,7 @@ Step = tuple[str, str, dict[str, Any], Sequence[str]]
 
 
 def module(steps: Sequence[Step], outputs: Sequence[str]) -> IRModule:
-    """``main(x)`` of steps (name, kernel, parameters, operands); 8 groups have windows of 3 x 3, else 1 x 1."""
+    """``main(x)`` of steps (name, kernel, parameters, operands); with 8 groups windows are 3 x 3."""
     params = [relax.Var("x", relax.TensorType(SPEC.shape, SPEC.dtype))]
     known: dict[str, relax.Var] = {v.name: v for v in params}
     bb = relax.BlockBuilder()
