@@ -50,8 +50,9 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Plan | None:
 
 
 def fuses(call: KernelCall, target: tvm.target.Target) -> bool:
-    """Whether a convolution with an addition is better one kernel than two."""
-    return call.name == "qconv2d_add" and plan(call, target) is not None
+    """Whether a convolution with an addition is better one kernel than two: not where vectors are partial."""
+    found = plan(call, target) if call.name == "qconv2d_add" else None
+    return found is not None and found.geometry.channels % found.geometry.lanes == 0
 
 
 def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:
