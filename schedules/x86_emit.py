@@ -51,21 +51,24 @@ class _Form:
     geometry: Geometry
     tile: Tile
     epilogue: Epilogue
+    residual: tuple[TensorSpec, ...]
     starts: tuple[tuple[str, int], ...]
 
 
 def implement(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> Implementation:
-    """The scheduled PrimFunc ``(activation, constants, output)`` and its arguments.
+    """The scheduled PrimFunc ``(activation, residual where the call has one, constants, output)``.
 
     Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
     packed = TensorSpec(constants.data.shape, str(constants.data.dtype))
     starts = tuple(constants.starts.items())
-    form = _Form(call.name, call.args[0], packed, call.out, isa, geometry, tile, epilogue, starts)
+    others = _residuals(call)
+    residual = tuple(call.args[i] for i in others)
+    form = _Form(call.name, call.args[0], packed, call.out, isa, geometry, tile, epilogue, residual, starts)
     func = _function(form).with_attr(KERNEL, call.name).with_attr(PARAMS, encode_params(call.params))
-    return Implementation(func, (0, constants.data))
+    return Implementation(func, (0, *others, constants.data))
 
 
 @contextmanager
@@ -87,9 +90,14 @@ def _function(form: _Form) -> PrimFunc:
     return builder.get()
 
 
+def _residuals(call: KernelCall) -> tuple[int, ...]:
+    """The arguments beside the activation that are known only at run time: at most one."""
+    return tuple(i for i in range(1, len(call.args)) if i not in call.constants)
+
+
 def _body(form: _Form) -> None:
     geometry = form.geometry
-    source, packed, out = arguments([form.source, form.packed, form.out])
+    source, *residual, packed, out = arguments([form.source, *form.residual, form.packed, form.out])
     dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
@@ -97,7 +105,7 @@ def _body(form: _Form) -> None:
         dtype = geometry.scratch.dtype
     if geometry.halo:
         fill_halo(geometry.halo, out, reader.scalar("fill_out", form.out.dtype))
-    walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out), form.epilogue)
+    walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out, *residual), form.epilogue)
 
 
 def arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:

@@ -43,13 +43,14 @@ class IntegerEpilogue(Plain):
         """Store every accumulator of a tile."""
         for cells in quads(len(spot.pixels), spot.vectors):
             four = (cells + [cells[-1]] * 3)[:4]
-            packed = self._pack(kernel, [self._rounded(kernel, spot, acc, i, j) for i, j in four])
+            packed = self._pack(kernel, [self.rounded(kernel, spot, acc, i, j) for i, j in four])
             buffer = T.sblock_alloc_buffer((kernel.isa.bytes,), self.dtype)
             store(buffer, 0, packed, kernel.isa.bytes)
             for start, lanes in runs(kernel, spot, cells, packed_lane):
                 store_lanes(kernel, spot.out + start, buffer, lanes)
 
-    def _rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
+    def rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
+        """The scaled accumulator of pixel ``i``, vector ``j`` as int32, zero point not added."""
         lanes = k.isa.lanes
         value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * k.scale(spot.block + j)
         if k.constants.has("limit"):

@@ -46,7 +46,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the emitting functions share."""
+    """What the emitting functions share; ``residual``: a tensor in the layout of ``out`` that is added."""
 
     isa: Isa
     tile: Tile
@@ -55,6 +55,7 @@ class Kernel:
     source_dtype: str
     constants: Reader
     out: Buffer
+    residual: Buffer | None = None
 
     def weights(self, at: Index) -> Expr:
         """The packed weights of one multiply, from element ``at``; they stand first among the constants."""

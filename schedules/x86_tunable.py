@@ -17,6 +17,7 @@ from tvm_qplugin.schedules.x86_isa import Isa
 from tvm_qplugin.schedules.x86_kernel import Plan
 from tvm_qplugin.schedules.x86_tiles import Part, Tile, balanced, estimate, fits
 
+TUNED = ("qconv2d", "qconv2d_add", "qdense", "fconv2d", "fdense")
 MOST_UNROLLED = 32
 MOST_VECTORS = 8
 MOST_KINDS = 8
@@ -26,19 +27,19 @@ STAGED_KIB = (192, 96, 48, 24)
 
 def conv(call: KernelCall, target: tvm.target.Target) -> Tunable | None:
     """What ``x86_conv`` can be told."""
-    found = x86_conv.plan(call, target)
+    found = x86_conv.plan(call, target) if call.name in TUNED else None
     return None if found is None else TileKnobs(found)
 
 
 def dense(call: KernelCall, target: tvm.target.Target) -> Tunable | None:
     """What ``x86_dense`` can be told."""
-    found = x86_dense.plan(call, target)
+    found = x86_dense.plan(call, target) if call.name in TUNED else None
     return None if found is None else TileKnobs(found)
 
 
 def depthwise(call: KernelCall, target: tvm.target.Target) -> Tunable | None:
     """What ``x86_depthwise`` can be told."""
-    isa = x86_depthwise.plan(call, target)
+    isa = x86_depthwise.plan(call, target) if call.name in TUNED else None
     return None if isa is None else DepthwiseKnobs(call, target, isa)
 
 

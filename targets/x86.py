@@ -12,10 +12,13 @@ X86_RULES = (
     f"{_SCHEDULES}x86_dense:rule",
     f"{_SCHEDULES}x86_dynamic:rule",
     f"{_SCHEDULES}x86_pool:rule",
+    f"{_SCHEDULES}x86_average:rule",
     f"{_SCHEDULES}x86_add:rule",
     *PORTABLE_RULES,
 )
 X86_TUNABLES = tuple(f"{_SCHEDULES}x86_tunable:{name}" for name in ("depthwise", "conv", "dense"))
+X86_FUSIONS = (f"{_SCHEDULES}x86_conv:fuses",)
+X86_HALOS = (f"{_SCHEDULES}x86_halo:serves",)
 
 HOST = TargetProfile(
     "host",
@@ -24,6 +27,8 @@ HOST = TargetProfile(
     "uint8",
     X86_RULES,
     X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V4 = TargetProfile(
     "x86-64-v4-vnni",
@@ -32,6 +37,8 @@ X86_V4 = TargetProfile(
     "uint8",
     X86_RULES,
     X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_AVXVNNI = TargetProfile(
     "x86-64-avxvnni",
@@ -40,6 +47,8 @@ X86_AVXVNNI = TargetProfile(
     "uint8",
     X86_RULES,
     X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V3 = TargetProfile(
     "x86-64-v3",
@@ -48,6 +57,8 @@ X86_V3 = TargetProfile(
     "uint8",
     X86_RULES,
     X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86 = TargetProfile(
     "x86-64",

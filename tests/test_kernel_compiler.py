@@ -93,49 +93,49 @@ def digest(artifact: qp.Artifact) -> str:
 
 def test_the_second_build_compiles_nothing(module, tmp_path, compilations):
     cache = ObjectCache(tmp_path)
-    first = qp.build(module, cache=cache)
+    first = qp.build(module, cache=cache, merge=False)
     count = len(compilations)
     assert count == len(set(compilations)) == cache.missed == cache.usage().entries > 5
     again = ObjectCache(tmp_path)
-    second = qp.build(module, cache=again)
+    second = qp.build(module, cache=again, merge=False)
     assert len(compilations) == count and (again.found, again.missed) == (count, 0)
     assert digest(first) == digest(second)
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
 def test_without_a_cache_the_model_is_the_same(module, tmp_path, compilations, jobs):
-    wanted = digest(qp.build(module, cache=ObjectCache(tmp_path)))
+    wanted = digest(qp.build(module, cache=ObjectCache(tmp_path), merge=False))
     count = len(compilations)
-    assert digest(qp.build(module, cache=False, jobs=jobs)) == wanted
+    assert digest(qp.build(module, cache=False, jobs=jobs, merge=False)) == wanted
     assert len(compilations) == 2 * count
 
 
 def test_the_model_computes_what_it_computes_compiled_whole(module, tmp_path):
     cache = ObjectCache(tmp_path)
     for _ in range(2):
-        got = qp.build(module, cache=cache).run(IMAGE)[0]
+        got = qp.build(module, cache=cache, merge=False).run(IMAGE)[0]
         np.testing.assert_array_equal(got, compile_function(module)([IMAGE])[0])
         np.testing.assert_array_equal(got, qp.simulate(module, IMAGE)[0])
 
 
 def test_damaged_entries_are_compiled_again(module, tmp_path, compilations):
     cache = ObjectCache(tmp_path)
-    wanted = digest(qp.build(module, cache=cache))
+    wanted = digest(qp.build(module, cache=cache, merge=False))
     count = len(compilations)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     files[0].write_bytes(files[1].read_bytes())
     files[2].write_bytes(files[2].read_bytes()[:-1])
-    assert digest(qp.build(module, cache=cache)) == wanted
+    assert digest(qp.build(module, cache=cache, merge=False)) == wanted
     assert len(compilations) == count + 2
-    assert digest(qp.build(module, cache=cache)) == wanted
+    assert digest(qp.build(module, cache=cache, merge=False)) == wanted
     assert len(compilations) == count + 2
 
 
 def test_a_small_cache_is_never_larger_than_its_limit(module, tmp_path, compilations):
     cache = ObjectCache(tmp_path, limit=30_000)
-    wanted = digest(qp.build(module, cache=False))
+    wanted = digest(qp.build(module, cache=False, merge=False))
     for _ in range(2):
-        assert digest(qp.build(module, cache=cache)) == wanted
+        assert digest(qp.build(module, cache=cache, merge=False)) == wanted
         assert 0 < cache.usage().bytes <= 30_000
     assert 0 < cache.found
 
@@ -143,8 +143,8 @@ def test_a_small_cache_is_never_larger_than_its_limit(module, tmp_path, compilat
 def test_a_cache_that_cannot_be_written_warns_and_the_model_is_the_same(module, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept"):
-        artifact = qp.build(module, cache=ObjectCache(tmp_path / "file"))
-    assert digest(artifact) == digest(qp.build(module, cache=False))
+        artifact = qp.build(module, cache=ObjectCache(tmp_path / "file"), merge=False)
+    assert digest(artifact) == digest(qp.build(module, cache=False, merge=False))
 
 
 def test_processes_build_at_once_and_the_model_works_in_another(module, tmp_path, monkeypatch):
@@ -162,7 +162,7 @@ def test_processes_build_at_once_and_the_model_works_in_another(module, tmp_path
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), qp.simulate(module, IMAGE)[0])
     again = ObjectCache()
     assert sha256((tmp_path / "a" / "model.so").read_bytes()).hexdigest() == digest(
-        qp.build(module, cache=again)
+        qp.build(module, cache=again, merge=False)
     )
     assert again.missed == 0
 

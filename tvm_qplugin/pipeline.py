@@ -20,10 +20,12 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.fuse_named import FuseNamed
+from tvm_qplugin.passes.fuse_residual import FuseResidual
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.merge_kernels import MergeKernels
+from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
@@ -36,6 +38,8 @@ from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
     find_profile,
     float_passes,
+    fusions_of,
+    halos_of,
     profile_of,
     quantized_passes,
     rules_of,
@@ -69,10 +73,13 @@ def finish_passes(profile: TargetProfile, io: str) -> Passes:
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
+    stored = stored_arguments(ir.main_function(mod)) if scheme_of(mod) == "dynamic" else {}
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
-        LowerFloat(stored_arguments(ir.main_function(mod)), rules_of(profile), target),
+        LowerFloat(stored, rules_of(profile), target),
+        FuseResidual(fusions_of(profile), target),
+        PadProducers(halos_of(profile), target),
     ]
 
 

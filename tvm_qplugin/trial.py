@@ -38,7 +38,8 @@ SPREAD = 40.0  # standard deviation of outputs in codes: most of them inside int
 class Job:
     """What a worker needs to know of a task; everything is plain data.
 
-    ``rule``: ``module:function`` that makes the tunable; ``target``: TVM's target as JSON.
+    ``rule``: ``module:function`` that makes the tunable; ``target``: TVM's target as JSON; ``live``: which
+    arguments are no constants.
     """
 
     name: str
@@ -48,11 +49,13 @@ class Job:
     rule: str
     target: str
     compiler: str | None = None
+    live: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, call: KernelCall, rule: str, target: str, compiler: str | None) -> Job:
         """The job of a call."""
-        return cls(call.name, encode_params(call.params), call.args, call.out, rule, target, compiler)
+        live = tuple(i for i in range(len(call.args)) if i not in call.constants)
+        return cls(call.name, encode_params(call.params), call.args, call.out, rule, target, compiler, live)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def reference(job: Job) -> tuple[list[Array], Array]:
 def call_of(job: Job) -> KernelCall:
     """The call, with random constants."""
     arrays = arrays_of(job)
-    return KernelCall(job.name, decode_params(job.params), job.args, job.out, dict(enumerate(arrays[1:], 1)))
+    constants = {i: array for i, array in enumerate(arrays) if i not in job.live}
+    return KernelCall(job.name, decode_params(job.params), job.args, job.out, constants)
 
 
 @lru_cache(maxsize=2)

@@ -199,7 +199,7 @@ def test_numbers_are_those_of_separate_kernels(quantized):
 
 
 def measure_cores() -> int:
-    return len(measure._cores())
+    return len(measure.cores())
 
 
 def test_calls_name_all_layers(quantized):

@@ -131,9 +131,9 @@ def test_build_applies_records_and_stays_exact(quantized, tmp_path):
     for record in (records := other_settings(tasks)):
         database.append(record)
     covered = sum(len(task.layers) for task in tasks if task.key in {record.task for record in records})
-    tuned = tvm_qplugin.build(quantized, database=path)
+    tuned = tvm_qplugin.build(quantized, database=path, merge=False)
     assert tuned.manifest.target["tuned_kernels"] == covered > 5
-    plain = tvm_qplugin.build(quantized, database="none")
+    plain = tvm_qplugin.build(quantized, database="none", merge=False)
     assert plain.manifest.target["tuned_kernels"] == 0
     for seed in range(3):
         x = np.random.default_rng(seed).uniform(0, 16, (1, 1, 8, 8)).astype("float32")
@@ -144,7 +144,7 @@ def test_applied_records_change_the_kernels(quantized, tmp_path):
     path = tmp_path / "db.jsonl"
     for record in other_settings(tasks_of(quantized, HOST)):
         Database(path).append(record)
-    sources = [compile_module(quantized, database=name)[1].script() for name in (path, "none")]
+    sources = [compile_module(quantized, database=name, merge=False)[1].script() for name in (path, "none")]
     assert sources[0] != sources[1]
 
 
@@ -155,8 +155,8 @@ def test_the_users_own_database_is_read_and_the_named_one_comes_first(quantized,
     monkeypatch.setattr("tvm_qplugin.recorded.SHIPPED", tmp_path / "nothing")
     Database(tmp_path / "user.jsonl").append(record)
     Database(tmp_path / "named.jsonl").append(replace(record, knobs=None))
-    assert tuned_calls(compile_module(quantized)[1]) == calls
-    assert tuned_calls(compile_module(quantized, database=tmp_path / "named.jsonl")[1]) == 0
+    assert tuned_calls(compile_module(quantized, merge=False)[1]) == calls
+    assert tuned_calls(compile_module(quantized, database=tmp_path / "named.jsonl", merge=False)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_records_that_do_not_fit_are_ignored(quantized, tmp_path, monkeypatch, c
     monkeypatch.setattr("tvm_qplugin.recorded.SHIPPED", tmp_path / "nothing")
     for record in other_settings(tasks_of(quantized, HOST)):
         Database(tmp_path / "db").append(change(record))
-    assert tuned_calls(compile_module(quantized, database=tmp_path / "db")[1]) == 0
+    assert tuned_calls(compile_module(quantized, database=tmp_path / "db", merge=False)[1]) == 0
 
 
 def test_a_named_database_must_exist(quantized, tmp_path):

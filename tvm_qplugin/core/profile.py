@@ -35,6 +35,8 @@ class TargetProfile:
     names none; ``per_channel_dense``: whether dense weights may have a scale for every output.
     ``float_passes`` rewrite a float module before calibration, ``quantized_passes`` a QDQ module
     (``module:class``, made without arguments); applied twice they change no more than applied once.
+    ``fusions`` (``module:function``) tell which pairs of kernels the rules have as one, ``halos`` which
+    kernels may have padding around the tensors that they read and write.
     """
 
     name: str
@@ -51,6 +53,8 @@ class TargetProfile:
     per_channel_dense: bool = True
     float_passes: tuple[str, ...] = ()
     quantized_passes: tuple[str, ...] = ()
+    fusions: tuple[str, ...] = ()
+    halos: tuple[str, ...] = ()
     capabilities: tuple[OpCapability, ...] = field(
         default_factory=lambda: tuple(OpCapability(kind) for kind in sorted(INT8_KINDS))
     )
