@@ -27,7 +27,7 @@ BUILD = """
 import sys
 import tvm_qplugin as qp
 from tvm_qplugin.stage import load_module
-qp.build(load_module(sys.argv[1])).save(sys.argv[2])
+qp.build(load_module(sys.argv[1]), merge=False).save(sys.argv[2])
 """
 RUN = """
 import sys
