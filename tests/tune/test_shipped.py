@@ -28,14 +28,18 @@ ADD = {
     "lo": 0,
     "hi": 255,
 }
-CODES = {"in_zp": 3, "out_zp": 100, "lo": 0, "hi": 255, "add": ADD}
+CODES = {"in_zp": 3, "out_zp": 100, "lo": 0, "hi": 255}
 
 
 def call_of(record: Record) -> KernelCall:
     task = json.loads(record.task)
     *args, out = (TensorSpec(tuple(shape), dtype) for shape, dtype in task["specs"])
-    call = KernelCall(task["kernel"], {**task["params"], **CODES}, tuple(args), out)
-    live = (0, 4) if call.name == "qconv2d_add" else (0,)
+    fused = task["kernel"] == "qconv2d_add"
+    codes = {**CODES, "add": ADD} if fused else CODES
+    call, live = (
+        KernelCall(task["kernel"], {**task["params"], **codes}, tuple(args), out),
+        (0, 4)[: 1 + fused],
+    )
     return trial.call_of(replace(Job.of(call, "", "", None), live=live))
 
 
