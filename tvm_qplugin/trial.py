@@ -163,14 +163,12 @@ def check(job: Job, found: Array, expected: Array) -> None:
 @lru_cache(maxsize=2)
 def reference(job: Job) -> tuple[list[Array], Array]:
     """The arguments of a task, and what the oracle makes of them."""
-    params, arrays = decode_params(job.params), arrays_of(job)
-    inside = _without_halo(arrays[0], params.get("in_halo"))
-    result = ORACLE[job.name](params, inside, *arrays[1:], job.out.dtype)
-    top, left, bottom, right = params.get("out_halo") or (0, 0, 0, 0)
-    if top or left or bottom or right:
-        width = ((0, 0), (top, bottom), (left, right), (0, 0))
-        result = np.pad(result, width, constant_values=params.get("out_zp", 0))
-    return arrays, np.asarray(result)
+    params, (x, *others) = decode_params(job.params), arrays_of(job)
+    inside = _without_halo(x, params.get("in_halo"))
+    result = ORACLE[job.name](params, inside, *others, job.out.dtype)
+    x = _with_halo(inside, params.get("in_halo"), params.get("in_zp", 0))
+    result = _with_halo(np.asarray(result), params.get("out_halo"), params.get("out_zp", 0))
+    return [x, *others], result
 
 
 def call_of(job: Job) -> KernelCall:
@@ -203,3 +201,10 @@ def _array(rng: np.random.Generator, spec: TensorSpec, depth: int, integer: bool
 def _without_halo(array: Array, halo: Sequence[int] | None) -> Array:
     top, left, bottom, right = halo or (0, 0, 0, 0)
     return array[:, top : array.shape[1] - bottom, left : array.shape[2] - right] if halo else array
+
+
+def _with_halo(array: Array, halo: Sequence[int] | None, value: int) -> Array:
+    """``array`` as kernels leave it: what lies around it holds its zero point."""
+    top, left, bottom, right = halo or (0, 0, 0, 0)
+    width = ((0, 0), (top, bottom), (left, right), (0, 0))
+    return np.pad(array, width, constant_values=value) if halo else array

@@ -46,6 +46,13 @@ def small(model) -> Path:
     return model("one", 16, 24)
 
 
+def test_kernels_of_padded_and_fused_layers_are_right(quantized, tmp_path):
+    report = tune(quantized, trials=2, database=tmp_path / "db.jsonl")
+    calls = [status.task.call for status in report.tasks]
+    assert any(call.params.get("in_halo") for call in calls) and any(len(call.args) == 5 for call in calls)
+    assert [(status.wrong, status.failed) for status in report.tasks] == [(0, 0)] * len(calls)
+
+
 def test_wrong_and_crashing_kernels_are_never_recorded(model, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(HERE)
     monkeypatch.setenv("PYTHONPATH", str(HERE))  # of the workers

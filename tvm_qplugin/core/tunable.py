@@ -68,9 +68,12 @@ def is_setting(knobs: Knobs, tunable: Tunable) -> bool:
 
 
 def macs_of(call: KernelCall) -> int:
-    """Multiply-adds of a convolution or dense layer; of what its halo holds too."""
-    weight = call.args[1].shape
-    return call.out.size * math.prod(weight[1:])
+    """Multiply-adds of a convolution or dense layer."""
+    outputs, halo = call.out.size, call.params.get("out_halo")
+    if halo:
+        n, height, width, channels = call.out.shape
+        outputs = n * (height - halo[0] - halo[2]) * (width - halo[1] - halo[3]) * channels
+    return outputs * math.prod(call.args[1].shape[1:])
 
 
 def canonical(data: Any) -> str:
