@@ -35,13 +35,20 @@ Runner = Callable[[Sequence[Array]], list[Array]]
 
 def compile_function(mod: IRModule, target: str | TargetProfile = "host") -> Runner:
     """Compile ``main`` and return a function from input arrays to a flat list of output arrays."""
+    run = compile_tensors(mod, target)
+    return lambda arrays: [field.numpy() for field in run(arrays)]
+
+
+def compile_tensors(
+    mod: IRModule, target: str | TargetProfile = "host"
+) -> Callable[[Sequence[Array]], list[Any]]:
+    """As ``compile_function``, but the outputs stay TVM tensors: ``numpy()`` of those wanted copies them."""
     executable, _ = compile_module(mod, target)
     vm = relax.VirtualMachine(executable, tvm.cpu())
 
-    def run(arrays: Sequence[Array]) -> list[Array]:
+    def run(arrays: Sequence[Array]) -> list[Any]:
         result = vm["main"](*[tvm.runtime.tensor(array) for array in arrays])
-        fields = [result] if hasattr(result, "numpy") else list(result)
-        return [field.numpy() for field in fields]
+        return [result] if hasattr(result, "numpy") else list(result)
 
     return run
 

@@ -25,6 +25,7 @@ from rich.text import Text
 from tvm_qplugin import (
     cli_build,
     cli_check,
+    cli_debug,
     cli_demo,
     cli_evaluate,
     cli_export,
@@ -203,6 +204,7 @@ _COMMANDS: dict[str, Function] = {
     "bench": cli_profile.bench,
     "why-slow": cli_profile.why_slow,
     "evaluate": cli_evaluate.evaluate,
+    "debug": cli_debug.debug,
     "inspect": cli_build.inspect,
     "check": cli_check.check,
     "calibrate": cli_quantize.calibrate,

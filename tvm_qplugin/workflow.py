@@ -138,7 +138,7 @@ class Quantization:
                     "correcting biases and rounding adaptively need samples beside the table of ranges: "
                     "give them with --calibration"
                 )
-            for _, sample in numbered(self._open(module), self.samples):
+            for _, sample in numbered(self.samples_of(module), self.samples):
                 kept.offer(sample)
         return table
 
@@ -153,7 +153,7 @@ class Quantization:
             raise CalibrationError(
                 f"recipe {self.recipe.name!r} needs no calibration: run `tvm-qplugin quantize` at once"
             )
-        samples = self._open(module)
+        samples = self.samples_of(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):
             return calibrate(
@@ -166,7 +166,7 @@ class Quantization:
                 each=each,
             )
 
-    def _open(self, module: IRModule) -> Iterable[Sample]:
+    def samples_of(self, module: IRModule) -> Iterable[Sample]:
         """The samples; CalibrationError where none were given."""
         from tvm_qplugin.data import open_samples
         from tvm_qplugin.samples import inputs_of
