@@ -172,7 +172,7 @@ def tensors_of(module: IRModule) -> dict[str, dict[str, Any]]:
         if params is None:
             continue
         if name == "relax.quantize" and isinstance(value.args[0], relax.Var):
-            found[value.args[0].name] = params.to_json()
+            found.setdefault(value.args[0].name, params.to_json())
         elif ir.const_value(value.args[0]) is not None and params.dtype != "int32":
             found[var.name.removesuffix("_dq")] = params.to_json()
     return found
