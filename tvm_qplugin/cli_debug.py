@@ -100,6 +100,9 @@ def debug(
         Path | None,
         typer.Option(metavar="DIR", help="Write the model quantized as proposed here.", show_default=False),
     ] = None,
+    no_int16: Annotated[
+        bool, typer.Option("--no-int16", help="Propose float only, not int16 activations (int16x8).")
+    ] = False,
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="Draw nothing.")] = False,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
@@ -135,6 +138,7 @@ def debug(
         "budget": _budget(sqnr, max_loss),
         "limit": compare,
         "layer_samples": layer_samples,
+        "int16": not no_int16,
         "labelled": max_loss is not None,
     }
     found = _diagnosed(

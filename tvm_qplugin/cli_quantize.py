@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from tvm_qplugin import report
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import STORAGE_SCHEMES
+from tvm_qplugin.core.recipe import Rule
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -73,6 +73,7 @@ Shapes = Annotated[
 Floats = Annotated[
     list[str] | None,
     typer.Option(
+        "--keep-float",
         "--float",
         metavar="REGEX",
         help="Keep layers in float whose output tensor matches; may be repeated. "
@@ -80,8 +81,15 @@ Floats = Annotated[
         show_default=False,
     ),
 ]
-
-
+Wide = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--int16",
+        metavar="REGEX",
+        help="Give layers int16 activations (int16x8) whose output tensor matches; may be repeated.",
+        show_default=False,
+    ),
+]
 Correct = Annotated[
     bool,
     typer.Option("--correct-bias", help="Win accuracy back: biases make up for the mean error of a layer."),
@@ -126,6 +134,7 @@ def quantize(
     target: Target = "host",
     io: IO = None,
     keep_float: Floats = None,
+    int16: Wide = None,
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
     batch: Batch = None,
@@ -162,7 +171,7 @@ def quantize(
         key,
         samples,
         observer,
-        tuple(keep_float or ()),
+        (*_rules("float", keep_float), *_rules("int16x8", int16)),
         adaptive_rounding,
         correct_bias,
     )
@@ -171,6 +180,10 @@ def quantize(
     if save_table is not None and ranges is not None:
         ranges.save(save_table)
     return _quantized_report(module, work, ranges, output, time.perf_counter() - start)
+
+
+def _rules(scheme: str, patterns: list[str] | None) -> tuple[Rule, ...]:
+    return tuple(Rule(scope=pattern, scheme=scheme) for pattern in patterns or ())
 
 
 def calibrate(
@@ -234,7 +247,7 @@ def _quantized_report(
 ) -> Report:
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
-    stored = work.recipe.scheme in STORAGE_SCHEMES
+    stored = bool(work.recipe.storage)
     data = {
         "output": str(output),
         "recipe": work.recipe.to_json(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tvm.ir import IRModule
@@ -16,7 +16,7 @@ from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, Rule, find_recipe
 from tvm_qplugin.evaluate import Evaluation
 from tvm_qplugin.inspection import annotation_of
 from tvm_qplugin.layer_errors import Comparison, LayerErrors
@@ -92,6 +92,7 @@ def debug(
     budget: Budget | None = None,
     limit: int = SAMPLES,
     layer_samples: int = LAYER_SAMPLES,
+    int16: bool = True,
     progress: bool = False,
     batch: int | None = None,
     input_layout: str = "NCHW",
@@ -103,7 +104,9 @@ def debug(
     are what models are compared on, at most ``limit`` of them, pairs with labels if ``labelled``; left out,
     those of ``calibration`` are. Every layer alone is tried on ``layer_samples`` of them.
     ``budget``: what the model must keep, 20 dB of SQNR if left out; where it does not, layers that spoil the
-    outputs most are kept out of int8 until it does. The rest is as for ``quantize``.
+    outputs most are kept out of int8 until it does: those whose tensors are at fault get int16x8 (float
+    without ``int16``, or where they have no such kernel), those whose weights are get float. The
+    rest is as for ``quantize``.
 
     Raises CalibrationError without samples, ModelError for a model that is quantized already, RecipeError
     for a recipe whose scheme is not an integer one, or for a budget that the samples cannot tell.
@@ -128,6 +131,7 @@ def debug(
         budget=budget or Budget(),
         limit=limit,
         layer_samples=layer_samples,
+        int16=int16,
         progress=progress,
     )
 
@@ -136,7 +140,7 @@ def check(module: IRModule, recipe: Recipe) -> None:
     """Refuse what has no quantized and float form to compare. Raises ModelError or RecipeError."""
     if is_quantized(module):
         raise ModelError("the model is quantized already: give the float model that it was made from")
-    if recipe.scheme not in INTEGER_SCHEMES:
+    if not recipe.integer:
         raise RecipeError(
             f"recipe {recipe.name!r} computes in float: choose one of {', '.join(INTEGER_SCHEMES)}"
         )
@@ -158,12 +162,13 @@ def calibrated(
     ``observer`` None: the recipe's; ``most``: at most so many samples are seen.
     """
     kept = Reservoir(limit)
-    annotation = annotation_of(module, recipe, profile)
+    observers = annotation_of(module, recipe, profile).observers()
+    names = [*observers, *sorted(_wide_names(module, recipe, profile) - set(observers))]
     table = calibrate(
         module,
         samples,
-        names=annotation.observed(),
-        observer=observer or annotation.observers(),
+        names=names,
+        observer=observer or {name: observers.get(name, recipe.observer) for name in names},
         limit=most,
         progress=progress,
         each=kept.offer,
@@ -182,6 +187,7 @@ def diagnose(
     budget: Budget,
     limit: int = SAMPLES,
     layer_samples: int = LAYER_SAMPLES,
+    int16: bool = True,
     progress: bool = False,
 ) -> Diagnosis:
     """As ``debug``, of a prepared float module and its calibration table."""
@@ -210,8 +216,17 @@ def diagnose(
     trials = range(len(few) * len(comparison.layers))
     with progress_bar(progress, trials, label="layer by layer", unit="trials") as advance:
         comparison.measure_alone(few, advance)
-    proposal = None if met else _propose(Search(comparison, judge, budget), recipe, quantized)
+    wide = (
+        int16 and profile.artifact != "tflite" and _wide_names(module, recipe, profile) <= set(table.ranges)
+    )
+    proposal = None if met else _propose(Search(comparison, judge, budget, wide), recipe, quantized)
     return Diagnosis(comparison.layers, comparison.ranking(), budget, found, proposal, table, start)
+
+
+def _wide_names(module: IRModule, recipe: Recipe, profile: TargetProfile) -> set[str]:
+    """The tensors whose ranges are needed where any layer may become int16x8."""
+    wide = replace(recipe, rules=(*recipe.rules, Rule(scheme="int16x8")))
+    return set(annotation_of(module, wide, profile).observed())
 
 
 def outputs_of(module: IRModule, samples: Iterable[list[Array]]) -> Iterator[list[Array]]:

@@ -14,6 +14,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.evaluate import Evaluation, Score
 from tvm_qplugin.layer_errors import Comparison, LayerErrors
+from tvm_qplugin.passes.op_kinds import obstacle16
 from tvm_qplugin.passes.switch_quantization import WEIGHT
 
 SQNR_DB = 20.0
@@ -76,20 +77,28 @@ class Judge:
 
 @dataclass
 class Search:
-    """Repairs in the order of what they gain; measured by simulation, which compiles nothing."""
+    """Repairs in the order of what they gain; measured by simulation, which compiles nothing.
+
+    ``wide``: tensors may become int16 (int16x8) where all who make and read them have kernels for that;
+    else, and where weights are at fault, layers become float.
+    """
 
     comparison: Comparison
     judge: Judge
     budget: Budget
+    wide: bool = True
 
     @cached_property
     def repairs(self) -> list[Repair]:
         """All of them, the most useful first."""
         found = []
         for layer in self.comparison.layers:
-            if layer.scheme == "int8" or layer.op == "input":
+            kinds = {self.comparison.switches[i].kind for i in layer.switches}
+            if layer.scheme != "float":
                 found.append(Repair(layer.name, "float", (layer.name,), layer.weights.noise))
-                found.append(Repair(layer.name, "float", self._around(layer), layer.activations.noise))
+            if not kinds.isdisjoint(("int8", "uint8")):
+                around = self._around(layer)
+                found.append(Repair(layer.name, self._scheme(around), around, layer.activations.noise))
         return sorted((r for r in found if r.noise > 0), key=lambda repair: -repair.noise)
 
     def smallest(self) -> list[Repair]:
@@ -122,6 +131,11 @@ class Search:
             if kept:
                 found.append(i)
         return found
+
+    def _scheme(self, names: Sequence[str]) -> str:
+        """The scheme in which the tensors between these operators lose little."""
+        kinds = [op.kind for op in self.comparison.operators if op.output in names]
+        return "int16x8" if self.wide and not any(map(obstacle16, kinds)) else "float"
 
     def _ends(self, name: str) -> set[str]:
         """The operators that make or read a tensor."""
