@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import tvm
@@ -47,24 +47,26 @@ class Annotate:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        operators = {op.output: self._decide(op) for op in self._groups(func)}
+        operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
         annotation = _tensors(func, _follow(_settle(func, operators)), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
-    def _groups(self, func: relax.Function) -> list[OpAnnotation]:
-        """Operators; chains that become int16 are taken apart, because int16 has no tables for them."""
+    def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:
+        """Operators, each with the one whose scheme it has.
+
+        Chains that become int16 are taken apart, because int16 has no tables for them.
+        """
         if not {"int8", "int16x8"} <= self.recipe.schemes:
-            return group(func, "int16x8" not in self.recipe.schemes)
+            yield from ((op, op) for op in group(func, "int16x8" not in self.recipe.schemes))
+            return
         parts = {op.output: op for op in group(func, False)}
-        found = dict[str, OpAnnotation]()
         for op in group(func):
             wide = self.recipe.choose(op.kind, op.output).scheme == "int16x8"
-            pieces = [parts[name] for name in op.members if name in parts] if wide else [op]
-            found.update({piece.output: piece for piece in pieces})
-        return list(found.values())
+            pieces = [parts.pop(name) for name in op.members if name in parts] if wide else [op]
+            yield from ((piece, op) for piece in pieces)
 
-    def _decide(self, op: OpAnnotation) -> OpAnnotation:
-        choice = self.recipe.choose(op.kind, op.output)
+    def _decide(self, op: OpAnnotation, whole: OpAnnotation) -> OpAnnotation:
+        choice = self.recipe.choose(whole.kind, whole.output)
         reason = op.reason
         if not reason and choice.scheme == "float":
             reason = "the recipe keeps it in float"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
 
 from tvm_qplugin import report
-from tvm_qplugin.cli_quantize import (
+from tvm_qplugin.command_options import (
     Batch,
     Data,
     Key,
@@ -205,15 +207,20 @@ def _diagnosed(
 
 
 def _write(found: Diagnosis, folder: Path, pictures: bool) -> list[str]:
-    """The files of ``--output``."""
+    """The files of ``--output``, each there as a whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {LAYERS: found.to_json()}
     if found.proposal is not None:
         texts[RECIPE] = found.proposal.recipe.to_json()
-    for name, data in texts.items():
-        (folder / name).write_text(json.dumps(report.plain(data), indent=1, allow_nan=False) + "\n")
-    drawn = draw(found.layers, folder) if pictures else []
-    return [str(path) for path in (*(folder / name for name in texts), *drawn)]
+    with TemporaryDirectory(prefix=".tvm-qplugin-", dir=folder) as draft:
+        for name, data in texts.items():
+            text = json.dumps(report.plain(data), indent=1, allow_nan=False)
+            (Path(draft) / name).write_text(f"{text}\n", encoding="utf-8")
+        drawn = draw(found.layers, Path(draft)) if pictures else []
+        written = [folder / name for name in (*texts, *(path.name for path in drawn))]
+        for path in written:
+            os.replace(Path(draft) / path.name, path)
+    return [str(path) for path in written]
 
 
 def _apply(found: Diagnosis, work: Quantization, model: Path, folder: Path) -> str:
