@@ -20,6 +20,8 @@ from tvm_qplugin.passes.rebuild import Rebuilder, constant
 from tvm_qplugin.passes.stored import labelled
 
 Expr = Any
+_GRIDS = ("relax.quantize", "relax.dequantize")
+"""Scales are no constants of a layer."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeFloat16")
@@ -44,9 +46,9 @@ class QuantizeFloat16:
         kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
 
         def chosen(name: str) -> bool:
-            if name not in kinds or kinds[name][0] in ("relax.quantize", "relax.dequantize"):
-                return not self.recipe.integer
-            return self.recipe.choose(*kinds[name]).scheme == "fp16"
+            if name not in kinds:
+                return self.recipe.storage == "fp16"
+            return kinds[name][0] not in _GRIDS and self.recipe.choose(*kinds[name]).scheme == "fp16"
 
         work = _Halve(func, self.smallest, chosen)
         result = mod.clone()
