@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,6 +67,7 @@ class Quantized:
         target = ir.main_function(quantized)
         self._defined = ir.definitions(target)
         self.calls = {var.name: value for var, value in self._defined.items()}
+        self._names = {var.name for var in (*func.params, *ir.definitions(func))}
         self.outputs = [self.source(var) for var in ir.output_vars(target)]
         self.kept = set(json.loads(str((target.attrs or {}).get(REASONS, "{}"))))
         same = [(p.name, ir.spec_of(p)) for p in target.params] == [
@@ -96,7 +97,7 @@ class Quantized:
         names = [param.name for param in self.func.params]
         found = [Switch(dtype, name) for name in names for dtype in self.grids.get(name, ())]
         for var, value in ir.bindings(self.func):
-            if isinstance(value, Call) and self.constants(var.name):
+            if isinstance(value, Call) and self.rounds(var.name):
                 found.append(Switch(WEIGHT, owner.get(var.name, var.name)))
             found += [Switch(dtype, var.name) for dtype in self.grids.get(var.name, ())]
         return list(dict.fromkeys(found))
@@ -115,14 +116,26 @@ class Quantized:
         """Whether a dequantized tensor was quantized once."""
         return not self.source(self._defined[self._defined[var].args[0]].args[0])[1]
 
-    def constants(self, name: str) -> dict[int, relax.Expr]:
-        """Quantized constants of a call by the position of the argument, as real numbers."""
-        value = self.calls.get(name)
-        args = value.args if isinstance(value, Call) else ()
-        found = {i: self._constant(arg) for i, arg in enumerate(args)}
-        return {i: real for i, real in found.items() if real is not None}
+    def rounds(self, name: str) -> bool:
+        """Whether a binding reads quantized constants."""
+        return any(self.constant(arg) is not None for arg in self._arguments(name))
 
-    def _constant(self, arg: relax.Expr) -> relax.Expr | None:
+    def _arguments(self, name: str) -> Iterator[relax.Expr]:
+        """What a binding reads, through bindings that the float function does not have."""
+        value = self.calls.get(name)
+        for arg in value.args if isinstance(value, Call) else ():
+            for used in arg.fields if isinstance(arg, relax.Tuple) else (arg,):
+                if isinstance(used, relax.Var) and self.constant(used) is None and not self.known(used):
+                    yield from self._arguments(used.name)
+                else:
+                    yield used
+
+    def known(self, var: relax.Var) -> bool:
+        """Whether the float function has the tensor behind a variable."""
+        return self.source(var)[0] in self._names
+
+    def constant(self, arg: relax.Expr) -> relax.Expr | None:
+        """A quantized constant as real numbers; None for anything else."""
         value: Any = self._defined.get(arg) if isinstance(arg, relax.Var) else None
         if ir.op_name(value) != "relax.dequantize":
             return None
@@ -149,7 +162,8 @@ class Quantized:
     def reads(self, name: str) -> dict[str, str]:
         """Which tensors a binding reads, and as which dtype."""
         value = self.calls.get(name)
-        return {} if value is None else dict(self.source(var) for var in ir.variables(value))
+        found = [value.tuple_value] if isinstance(value, relax.TupleGetItem) else self._arguments(name)
+        return dict(self.source(var) for var in found if isinstance(var, relax.Var))
 
 
 def owners(func: relax.Function) -> dict[str, str]:
@@ -198,17 +212,23 @@ class _Switching:
         reads = self.known.reads(var.name)
         env = {used: self._read(used, reads.get(used.name, "")) for used in ir.variables(value)}
         plain = self.out.emit(ir.retyped(value, env), var.name)
-        constants = self.known.constants(var.name)
-        if not constants or not isinstance(value, Call):
+        if not self.known.rounds(var.name) or not isinstance(value, Call):
             return plain
-        model = self.known.calls[var.name]
-        args = [constants.get(i, self._argument(arg, env)) for i, arg in enumerate(model.args)]
-        other = self.out.emit(Call(model.op, args, model.attrs, model.ty_args), f"{var.name}_rounded")
+        other = self._rebuilt(var.name)
         return self._blend(Switch(WEIGHT, self.owner.get(var.name, var.name)), plain, other, var.name)
 
-    def _argument(self, arg: relax.Expr, env: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
-        var = self.by_name.get(self.known.source(arg)[0]) if isinstance(arg, relax.Var) else None
-        return arg if var is None else env[var]
+    def _rebuilt(self, name: str) -> relax.Expr:
+        """A binding of the quantized module, with its constants as real numbers."""
+        value = self.known.calls[name]
+        args = [self._argument(arg) for arg in value.args]
+        return self.out.emit(Call(value.op, args, value.attrs, value.ty_args), f"{name}_rounded")
+
+    def _argument(self, arg: relax.Expr) -> relax.Expr:
+        constant = self.known.constant(arg)
+        if constant is not None or not isinstance(arg, relax.Var):
+            return arg if constant is None else constant
+        name, dtype = self.known.source(arg)
+        return self._read(self.by_name[name], dtype) if self.known.known(arg) else self._rebuilt(arg.name)
 
     def _blend(self, switch: Switch, plain: relax.Expr, rounded: relax.Expr, name: str) -> relax.Expr:
         """``plain`` where the switch is 0, ``rounded`` where it is 1."""

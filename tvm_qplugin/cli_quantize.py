@@ -204,11 +204,15 @@ def _quantized_report(
         "inputs": [asdict(info) for info in manifest.inputs],
         "outputs": [asdict(info) for info in manifest.outputs],
         "totals": report.totals(operators),
+        "schemes": report.schemes(manifest),
         "islands": report.islands(operators),
         "seconds": seconds,
         "next": _next(work.profile, stored, quote(str(output))),
     }
     parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
+    if len(work.recipe.schemes) > 1:
+        counts = ", ".join(f"{scheme} {count}" for scheme, count in report.schemes(manifest).items())
+        parts.append(report.line(f"operators by scheme: {counts}"))
     if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
     samples = f", calibrated with {table.samples} samples" if table else ""

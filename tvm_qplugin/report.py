@@ -153,6 +153,16 @@ def scheme_of(op: OperatorInfo, params: dict[str, Any] | None) -> str:
     return {"int16": "int16x8", "": "integer"}.get(str((params or {}).get("dtype", "")), "int8")
 
 
+def schemes(manifest: Manifest) -> dict[str, int]:
+    """How many operators run in which scheme; conversions between them are not counted."""
+    found: dict[str, int] = {}
+    for op in manifest.operators:
+        if op.op not in ("quantize", "dequantize", "requantize"):
+            scheme = scheme_of(op, manifest.tensors.get(op.name))
+            found[scheme] = found.get(scheme, 0) + 1
+    return dict(sorted(found.items()))
+
+
 def _scheme_cell(op: OperatorInfo, params: dict[str, Any] | None) -> tuple[str, str]:
     found = scheme_of(op, params)
     return found, {"float": "yellow", "int16x8": "cyan"}.get(found, "green")

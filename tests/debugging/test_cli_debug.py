@@ -115,6 +115,7 @@ def test_schemes_by_options(tmp_path: Path) -> None:
     found = data("quantize", MODEL, *options, "--keep-float", f"^{names[1]}$", "-o", folder)
     rules = [(rule["scope"], rule["scheme"]) for rule in found["recipe"]["rules"]]
     assert rules == [(f"^{names[1]}$", "float"), (f"^{names[0]}$", "int16x8")]
+    assert found["schemes"]["int16x8"] == 1 and found["schemes"]["float"] and found["schemes"]["int8"]
     described = operators(folder)
     assert described[names[0]]["scheme"] == "int16x8" and described[names[0]]["kernel"] == "qconv2d16"
     assert described[names[1]]["scheme"] == "float" if names[1] in described else True

@@ -63,6 +63,8 @@ class Choice:
 class Recipe:
     """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
 
+    Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; ``fp16`` and
+    ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
     up for the mean error of a layer; both need samples, not only their ranges.
     """
