@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_qplugin.core.distance import Distance
 from tvm_qplugin.core.errors import QPluginError
-from tvm_qplugin.layer_errors import LayerErrors
+
+if TYPE_CHECKING:
+    from tvm_qplugin.layer_errors import LayerErrors
 
 ERRORS, RANGES = "layers.png", "ranges.png"
 
