@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import tvm
@@ -12,8 +12,8 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import RecipeError
-from tvm_qplugin.core.recipe import Recipe
-from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, Spec
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe
+from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, SharedSpec, Spec, second
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import (
     ELEMENTWISE,
@@ -47,15 +47,31 @@ class Annotate:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        operators = {op.output: self._decide(op) for op in group(func, not self.recipe.wide)}
-        annotation = _tensors(func, _settle(func, operators), self.recipe)
+        operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
+        annotation = _tensors(func, _follow(_settle(func, operators)), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
-    def _decide(self, op: OpAnnotation) -> OpAnnotation:
-        choice = self.recipe.choose(op.kind, op.output)
+    def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:
+        """Operators, each with the one whose scheme it has.
+
+        Chains that become int16 are taken apart, because int16 has no tables for them.
+        """
+        if not {"int8", "int16x8"} <= self.recipe.schemes:
+            yield from ((op, op) for op in group(func, "int16x8" not in self.recipe.schemes))
+            return
+        parts = {op.output: op for op in group(func, False)}
+        for op in group(func):
+            wide = self.recipe.choose(op.kind, op.output).scheme == "int16x8"
+            pieces = [parts.pop(name) for name in op.members if name in parts] if wide else [op]
+            yield from ((piece, op) for piece in pieces)
+
+    def _decide(self, op: OpAnnotation, whole: OpAnnotation) -> OpAnnotation:
+        choice = self.recipe.choose(whole.kind, whole.output)
         reason = op.reason
         if not reason and choice.scheme == "float":
             reason = "the recipe keeps it in float"
+        if not reason and choice.scheme in STORAGE_SCHEMES:
+            reason = f"the recipe computes it in float (scheme {choice.scheme})"
         if not reason and choice.scheme == "int16x8":
             reason = obstacle16(op.kind)
         if not reason and self.explain is not None:
@@ -63,7 +79,8 @@ class Annotate:
         weight = None
         if op.kind in _CHANNELS and not reason:
             weight = replace(WEIGHT, axis=_CHANNELS[op.kind] if choice.per_channel else None)
-        return replace(op, integer=not reason, reason=reason, weight=weight)
+        scheme = choice.scheme if choice.scheme in SCHEMES else op.scheme
+        return replace(op, integer=not reason, reason=reason, weight=weight, scheme=scheme)
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -209,6 +226,23 @@ def _moved_after_quantizing(
     return settled
 
 
+def _follow(operators: dict[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Data movement has the scheme of what it reads; where that is float, of its first reader."""
+    found = dict(operators)
+    made: dict[str, str] = {}
+    for name, op in reversed(list(found.items())):
+        readers = [other for other in found.values() if name in other.inputs and other.integer]
+        if op.integer and op.kind in MOVEMENT and readers:
+            found[name] = replace(op, scheme=readers[0].scheme)
+    for name, op in found.items():
+        read = [made[used] for used in op.inputs if used in made]
+        if op.integer and op.kind in MOVEMENT and read:
+            found[name] = replace(op, scheme="int16x8" if "int16x8" in read else read[0])
+        if op.integer:
+            made[name] = found[name].scheme
+    return found
+
+
 def _fed_by_float_only(
     op: OpAnnotation, operators: Mapping[str, OpAnnotation], integer: Mapping[str, bool]
 ) -> bool:
@@ -224,13 +258,15 @@ def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe
     tensors: dict[str, Spec] = {}
     floats = {v.name for v in [*func.params, *ir.definitions(func)] if _is_float(v)}
     for op in operators.values():
-        choice = recipe.choose(op.kind, op.output)
-        if not op.integer or choice.scheme not in SCHEMES:
+        if not op.integer:
             continue
-        activation, outputs = SCHEMES[choice.scheme]
+        activation, outputs = SCHEMES[op.scheme]
+        spec = replace(activation, observer=recipe.choose(op.kind, op.output).observer)
         for name in (*op.inputs, op.output):
             if name in floats:
-                tensors.setdefault(name, replace(activation, observer=choice.observer))
+                same = tensors.setdefault(name, spec)
+                if not isinstance(same, SharedSpec) and same.dtype != spec.dtype:
+                    tensors.setdefault(second(name, op.scheme), spec)
         fixed = outputs.get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -11,7 +11,7 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.qparams import union_range
-from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec
+from tvm_qplugin.core.spec import Annotation, FixedSpec, SharedSpec, Spec, tensor_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import SAME_SCALE
 
@@ -44,17 +44,18 @@ class UnifyScales:
 def unify(annotation: Annotation, ranges: Ranges | None = None) -> Annotation:
     """The annotation with groups of equal parameters resolved."""
     groups = _Groups(annotation.tensors, ranges or {})
+    key = annotation.key
     shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
     for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
-        for name in _members(op, groups):
+        for name in _members([key(op, used) for used in op.inputs], groups):
             if len(op.inputs) == 1 or groups.fit(op.output, name):
                 groups.join(op.output, name)
     return annotation.with_tensors(groups.specs())
 
 
-def _members(op: OpAnnotation, groups: _Groups) -> list[str]:
+def _members(keys: Sequence[str], groups: _Groups) -> list[str]:
     """The inputs that can share the output's parameters: fixed ones only if all are fixed alike."""
-    inputs = [name for name in op.inputs if name in groups]
+    inputs = [name for name in keys if name in groups]
     fixed = [name for name in inputs if isinstance(groups.spec(name), FixedSpec)]
     alike = len({groups.spec(name) for name in inputs}) == 1
     return inputs if alike or not fixed else [name for name in inputs if name not in fixed]
@@ -71,7 +72,7 @@ class _Groups:
     def __init__(self, tensors: Mapping[str, Spec], ranges: Ranges) -> None:
         self._spec = dict(tensors)
         self._parent = {name: name for name in self._spec}
-        self._range = {name: ranges[name] for name in self._spec if name in ranges}
+        self._range = {name: ranges[tensor_of(name)] for name in self._spec if tensor_of(name) in ranges}
 
     def __contains__(self, name: str) -> bool:
         return name in self._parent

@@ -60,7 +60,7 @@ def quantize(
     """
     profile = find_profile(target)
     chosen = find_recipe(profile.recipe if recipe is None else recipe)
-    if chosen.scheme == "float":
+    if chosen.schemes == {"float"}:
         raise RecipeError("recipe 'float' quantizes nothing: pass the result of load() to build()")
     with dumping(dump):
         module = prepare(model, target=profile, batch=batch, input_layout=input_layout, shapes=shapes)

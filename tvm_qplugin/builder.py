@@ -44,13 +44,20 @@ def compile_function(mod: IRModule, target: str | TargetProfile = "host", *, mer
 
     ``merge``: see ``build``; False compiles faster.
     """
+    run = compile_tensors(mod, target, merge=merge)
+    return lambda arrays: [field.numpy() for field in run(arrays)]
+
+
+def compile_tensors(
+    mod: IRModule, target: str | TargetProfile = "host", *, merge: bool = True
+) -> Callable[[Sequence[Array]], list[Any]]:
+    """As ``compile_function``, but the outputs stay TVM tensors: ``numpy()`` of those wanted copies them."""
     executable, _ = compile_module(mod, target, merge=merge)
     vm = relax.VirtualMachine(executable, tvm.cpu())
 
-    def run(arrays: Sequence[Array]) -> list[Array]:
+    def run(arrays: Sequence[Array]) -> list[Any]:
         result = vm["main"](*[tvm.runtime.tensor(array) for array in arrays])
-        fields = [result] if hasattr(result, "numpy") else list(result)
-        return [field.numpy() for field in fields]
+        return [result] if hasattr(result, "numpy") else list(result)
 
     return run
 
@@ -241,7 +248,7 @@ def tensors_of(module: IRModule) -> dict[str, dict[str, Any]]:
         if params is None:
             continue
         if name == "relax.quantize" and isinstance(value.args[0], relax.Var):
-            found[value.args[0].name] = params.to_json()
+            found.setdefault(value.args[0].name, params.to_json())
         elif ir.const_value(value.args[0]) is not None and params.dtype != "int32":
             found[var.name.removesuffix("_dq")] = params.to_json()
     return found

@@ -14,7 +14,7 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
@@ -154,10 +154,10 @@ def quantize_module(
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
     QuantizeIO(io)
     module = rewritten(module, profile)
-    if chosen.scheme in STORAGE_SCHEMES:
+    if chosen.storage:
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
-        return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
+        return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
     identity = model_hash(module)
     annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
     annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
@@ -187,7 +187,7 @@ def quantize_module(
     quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
     if chosen.recovers:
         quantized = _recovered(quantized, module, chosen, samples, progress)
-    return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+    return tvm.transform.Sequential([*stored_layers(chosen), *finish_passes(profile, io)])(quantized)
 
 
 def _recovered(
@@ -222,10 +222,19 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
     """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
     if io != "float":
         raise RecipeError(
-            f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
-            "use recipe 'int8'"
+            f"io={io!r} was asked for, but scheme {recipe.storage} computes in float: leave io at 'float', "
+            "or use recipe 'int8'"
         )
-    return [ExpandWeights(), QuantizeFloat16(recipe) if recipe.scheme == "fp16" else QuantizeDynamic(recipe)]
+    return [ExpandWeights(), *stored_layers(recipe)]
+
+
+def stored_layers(recipe: Recipe) -> Passes:
+    """What stores the weights of layers small that a recipe computes in float."""
+    passes: dict[str, tvm.transform.Pass] = {
+        "dynamic": QuantizeDynamic(recipe),
+        "fp16": QuantizeFloat16(recipe),
+    }
+    return [found for scheme, found in passes.items() if scheme in recipe.schemes]
 
 
 def is_quantized(module: IRModule) -> bool:
