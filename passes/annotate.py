@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import tvm
@@ -12,8 +12,8 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import RecipeError
-from tvm_qplugin.core.recipe import Recipe
-from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, Spec
+from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe
+from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, SharedSpec, Spec, second
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import (
     ELEMENTWISE,
@@ -24,7 +24,7 @@ from tvm_qplugin.passes.op_kinds import (
     obstacle,
     obstacle16,
 )
-from tvm_qplugin.passes.wide_cells import float_front, wide_tensors, widened
+from tvm_qplugin.passes.wide_cells import float_front, widened
 
 Explain = Callable[[str], str | None]
 _CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
@@ -51,20 +51,36 @@ class Annotate:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        operators = {op.output: self._decide(op) for op in group(func, not self.recipe.wide)}
+        operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
         if self.wide_cells:
             operators = float_front(func, operators, self.recipe)
         operators = _settle(func, operators)
-        wide = wide_tensors(func, operators) if self.wide_cells and not self.recipe.wide else set()
-        operators = {name: widened(op, wide) for name, op in operators.items()}
-        annotation = _tensors(func, operators, self.recipe, wide)
+        if self.wide_cells:
+            operators = widened(func, operators)
+        annotation = _tensors(func, _follow(operators), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
-    def _decide(self, op: OpAnnotation) -> OpAnnotation:
-        choice = self.recipe.choose(op.kind, op.output)
+    def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:
+        """Operators, each with the one whose scheme it has.
+
+        Chains that become int16 are taken apart, because int16 has no tables for them.
+        """
+        if not {"int8", "int16x8"} <= self.recipe.schemes:
+            yield from ((op, op) for op in group(func, "int16x8" not in self.recipe.schemes))
+            return
+        parts = {op.output: op for op in group(func, False)}
+        for op in group(func):
+            wide = self.recipe.choose(op.kind, op.output).scheme == "int16x8"
+            pieces = [parts.pop(name) for name in op.members if name in parts] if wide else [op]
+            yield from ((piece, op) for piece in pieces)
+
+    def _decide(self, op: OpAnnotation, whole: OpAnnotation) -> OpAnnotation:
+        choice = self.recipe.choose(whole.kind, whole.output)
         reason = op.reason
         if not reason and choice.scheme == "float":
             reason = "the recipe keeps it in float"
+        if not reason and choice.scheme in STORAGE_SCHEMES:
+            reason = f"the recipe computes it in float (scheme {choice.scheme})"
         if not reason and choice.scheme == "int16x8":
             reason = obstacle16(op.kind)
         if not reason and self.explain is not None:
@@ -72,7 +88,8 @@ class Annotate:
         weight = None
         if op.kind in _CHANNELS and not reason:
             weight = replace(WEIGHT, axis=_CHANNELS[op.kind] if choice.per_channel else None)
-        return replace(op, integer=not reason, reason=reason, weight=weight)
+        scheme = choice.scheme if choice.scheme in SCHEMES else op.scheme
+        return replace(op, integer=not reason, reason=reason, weight=weight, scheme=scheme)
 
 
 def check_rules(recipe: Recipe) -> None:
@@ -245,6 +262,27 @@ def _moved_after_quantizing(
     return settled
 
 
+def _follow(operators: dict[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Data movement has the scheme of what it reads; where that is float, the wider one of its readers."""
+    found = dict(operators)
+    made: dict[str, str] = {}
+    for name, op in reversed(list(found.items())):
+        readers = [other.scheme for other in found.values() if name in other.inputs and other.integer]
+        if op.integer and op.kind in MOVEMENT and readers:
+            found[name] = replace(op, scheme=_wider(readers))
+    for name, op in found.items():
+        read = [made[used] for used in op.inputs if used in made]
+        if op.integer and op.kind in MOVEMENT and read:
+            found[name] = replace(op, scheme=_wider(read))
+        if op.integer:
+            made[name] = found[name].output_scheme
+    return found
+
+
+def _wider(schemes: list[str]) -> str:
+    return "int16x8" if "int16x8" in schemes else schemes[0]
+
+
 def _fed_by_float_only(
     op: OpAnnotation, operators: Mapping[str, OpAnnotation], integer: Mapping[str, bool]
 ) -> bool:
@@ -255,21 +293,21 @@ def _fed_by_float_only(
     return source in integer and not integer[source] and operators[source].kind not in MOVEMENT
 
 
-def _tensors(
-    func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe, wide: set[str]
-) -> Annotation:
-    """Specifications for what integer operators read and write; those of ``wide`` are int16."""
+def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe) -> Annotation:
+    """Specifications for what integer operators read and write."""
     tensors: dict[str, Spec] = {}
     floats = {v.name for v in [*func.params, *ir.definitions(func)] if _is_float(v)}
     for op in operators.values():
-        choice = recipe.choose(op.kind, op.output)
-        if not op.integer or choice.scheme not in SCHEMES:
+        if not op.integer:
             continue
-        for name in (*op.inputs, op.output):
-            if name in floats:
-                activation, _ = SCHEMES["int16x8" if name in wide else choice.scheme]
-                tensors.setdefault(name, replace(activation, observer=choice.observer))
-        fixed = SCHEMES["int16x8" if op.output in wide else choice.scheme][1].get(op.kind)
+        observer = recipe.choose(op.kind, op.output).observer
+        used = dict.fromkeys(op.inputs, op.scheme) | {op.output: op.output_scheme}
+        for name in [name for name in used if name in floats]:
+            spec = replace(SCHEMES[used[name]][0], observer=observer)
+            same = tensors.setdefault(name, spec)
+            if not isinstance(same, SharedSpec) and same.dtype != spec.dtype:
+                tensors.setdefault(second(name, used[name]), spec)
+        fixed = SCHEMES[op.output_scheme][1].get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed
     return Annotation(operators, tensors)

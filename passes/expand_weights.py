@@ -24,13 +24,15 @@ class ExpandWeights:
     """Turn the stored constants of the schemes ``fp16`` and ``dynamic`` into float32 constants.
 
     In: any module. Out: one that says ``qplugin.scheme`` becomes an ordinary float module whose
-    variables have the same names; every other one comes back as it is.
+    variables have the same names. Of every other one float16 constants become float32;
+    dequantized ones belong to its integer layers, or are expanded where those are lowered.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``."""
         if not scheme_of(mod):
-            return mod
+            halves = any(_is_half(value) for _, value in ir.bindings(ir.main_function(mod)))
+            return rebuild_main(mod, _Widen) if halves else mod
         return ir.with_main_attr(rebuild_main(mod, _Expand), SCHEME, None)
 
 
@@ -39,6 +41,17 @@ class _Expand(Rebuilder):
         """A stored constant as what it stands for."""
         found = stored_constant(call)
         return call if found is None else constant(found.real())
+
+
+class _Widen(_Expand):
+    def rewrite(self, call: Expr, name: str) -> Expr:
+        """A float16 constant as float32."""
+        return super().rewrite(call, name) if _is_half(call) else call
+
+
+def _is_half(value: Expr) -> bool:
+    found = stored_constant(value) if ir.op_name(value) == "relax.astype" else None
+    return found is not None and found.grid is None
 
 
 @dataclass(frozen=True)

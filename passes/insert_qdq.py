@@ -14,7 +14,16 @@ from tvm.ir.transform import PassContext
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array, QuantParams, union_range
-from tvm_qplugin.core.spec import ACTIVATION, Annotation, FixedSpec, OpAnnotation, QuantSpec, SharedSpec, Spec
+from tvm_qplugin.core.spec import (
+    SCHEMES,
+    Annotation,
+    FixedSpec,
+    OpAnnotation,
+    QuantSpec,
+    SharedSpec,
+    second,
+    tensor_of,
+)
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import bias_of, divides_by_number
 from tvm_qplugin.passes.plan import REASONS
@@ -42,16 +51,15 @@ class InsertQDQ:
         func = ir.main_function(mod)
         annotation = Annotation.loads(func.attrs[ANNOTATION])
         params = tensor_params(annotation, self.ranges)
-        narrow = tensor_params(_narrowed(annotation), self.ranges)
         with ir.Emitter(mod) as out:
-            work = _Insertion(func, annotation, (params, narrow), out)
+            work = _Insertion(func, annotation, params, out)
             outputs = work.run()
             attrs = {ANNOTATION: None, REASONS: json.dumps(work.reasons) if work.reasons else None}
             return out.finish(outputs, ir.returns_tuple(func), **attrs)
 
 
 def tensor_params(annotation: Annotation, ranges: Ranges) -> dict[str, QuantParams]:
-    """Parameters of every annotated tensor; members of a group get the union of their ranges."""
+    """Parameters by key of every annotated tensor; members of a group get the union of their ranges."""
     groups: dict[str, list[str]] = {}
     for name, spec in annotation.tensors.items():
         groups.setdefault(spec.tensor if isinstance(spec, SharedSpec) else name, []).append(name)
@@ -62,38 +70,9 @@ def tensor_params(annotation: Annotation, ranges: Ranges) -> dict[str, QuantPara
             shared = spec.params()
         else:
             assert isinstance(spec, QuantSpec)
-            shared = spec.params(*union_range([_range(ranges, name) for name in members]))
+            shared = spec.params(*union_range([_range(ranges, tensor_of(name)) for name in members]))
         params.update({name: shared for name in members})
     return params
-
-
-def _narrowed(annotation: Annotation) -> Annotation:
-    """The int16 tensors that operators read as int8, specified as such."""
-    read = {name for op in annotation.operators.values() if op.narrow for name in op.inputs}
-    roots = {name: _root(annotation, name) for name in annotation.tensors}
-    wanted = {roots[name] for name in read if name in roots}
-    return Annotation(
-        annotation.operators,
-        {
-            name: _narrow(annotation.tensors[name]) if name == roots[name] else annotation.tensors[name]
-            for name in annotation.tensors
-            if roots[name] in wanted and _dtype(annotation.tensors[roots[name]]) == "int16"
-        },
-    )
-
-
-def _narrow(spec: Spec) -> Spec:
-    """int8 in place of int16; what an operator fixes keeps its range."""
-    return FixedSpec(spec.scale * 256, 0) if isinstance(spec, FixedSpec) else ACTIVATION
-
-
-def _root(annotation: Annotation, name: str) -> str:
-    spec = annotation.tensors[name]
-    return spec.tensor if isinstance(spec, SharedSpec) else name
-
-
-def _dtype(spec: Spec) -> str:
-    return "" if isinstance(spec, SharedSpec) else spec.dtype
 
 
 def _range(ranges: Ranges, name: str) -> tuple[float, float]:
@@ -112,18 +91,16 @@ class _Insertion:
         self,
         func: relax.Function,
         annotation: Annotation,
-        params: tuple[Mapping[str, QuantParams], Mapping[str, QuantParams]],
+        params: Mapping[str, QuantParams],
         out: ir.Emitter,
     ) -> None:
-        self.func, self.out = func, out
-        self.params, self.narrow = params
+        self.func, self.annotation, self.params, self.out = func, annotation, params, out
         self.owner: dict[str, OpAnnotation] = {}
         for op in annotation.operators.values():
             self.owner.update({member: op for member in op.members if member not in self.owner})
         self.owner.update({op.output: op for op in annotation.operators.values()})
         self.raw: dict[relax.Var, relax.Expr] = {}
-        self.dequantized: dict[relax.Var, relax.Expr] = {}
-        self.narrowed: dict[relax.Var, relax.Expr] = {}
+        self.dequantized: dict[tuple[relax.Var, str], relax.Expr] = {}
         self.weights: dict[str, QuantParams] = {}
         self.reasons: dict[str, str] = {}
         self.by_name: dict[str, relax.Expr] = {}
@@ -141,29 +118,29 @@ class _Insertion:
         return [self._read(var, None) for var in ir.output_vars(self.func)]
 
     def _wrap(self, var: relax.Var, new: relax.Var) -> None:
-        params = self.params.get(var.name)
-        if params is not None:
-            q = self.out.emit(ir.quantize(new, params), f"{var.name}_q")
-            self.dequantized[var] = self.out.emit(ir.dequantize(q, params), f"{var.name}_dq")
+        """The tensor on each of its grids; from integers it gets to the others by requantizing."""
+        for key in (var.name, *(second(var.name, scheme) for scheme in SCHEMES)):
+            params = self.params.get(key)
+            if params is not None:
+                source = self.dequantized.get((var, var.name), new) if self._by_integer(var) else new
+                label = f"{var.name}_q" if key == var.name else f"{var.name}_{params.dtype}_q"
+                q = self.out.emit(ir.quantize(source, params), label)
+                made = self.out.emit(ir.dequantize(q, params), label.removesuffix("q") + "dq")
+                self.dequantized[var, key] = made
+
+    def _by_integer(self, var: relax.Var) -> bool:
+        producer = self.owner.get(var.name)
+        return producer is not None and producer.integer
 
     def _read(self, var: relax.Var, reader: OpAnnotation | None) -> relax.Expr:
         """What a reader sees: inside its own group the raw value, else what integer code delivers."""
         raw = self.raw.get(var, var)
-        if var not in self.dequantized or (reader is not None and var.name in reader.members):
+        inside = reader is not None and var.name in reader.members
+        if inside or (var, var.name) not in self.dequantized:
             return raw
-        if reader is not None and reader.narrow and var.name in self.narrow:
-            return self._narrowed(var)
-        producer = self.owner.get(var.name)
-        by_integer = producer is not None and producer.integer
-        return self.dequantized[var] if by_integer or (reader is not None and reader.integer) else raw
-
-    def _narrowed(self, var: relax.Var) -> relax.Expr:
-        """An int16 tensor as int8."""
-        if var not in self.narrowed:
-            params = self.narrow[var.name]
-            q = self.out.emit(ir.quantize(self.dequantized[var], params), f"{var.name}_narrow_q")
-            self.narrowed[var] = self.out.emit(ir.dequantize(q, params), f"{var.name}_narrow_dq")
-        return self.narrowed[var]
+        if reader is not None and reader.integer:
+            return self.dequantized[var, self.annotation.key(reader, var.name)]
+        return self.dequantized[var, var.name] if self._by_integer(var) else raw
 
     def _value(self, var: relax.Var, value: relax.Expr) -> relax.Expr:
         op = self.owner[var.name]
@@ -183,8 +160,7 @@ class _Insertion:
     def _weighted(self, var: relax.Var, new: Call, op: OpAnnotation) -> Call:
         """Replace the weight of a conv or dense, or the bias in the addition behind it."""
         assert op.weight is not None
-        grids = self.narrow if op.narrow and op.inputs[0] in self.narrow else self.params
-        scale = grids[op.inputs[0]].scale
+        scale = self.params[self.annotation.key(op, op.inputs[0])].scale
         if var.name == op.members[0]:
             weight, params = quantize_weight(new.args[1].value.numpy(), op.weight, self._bias(op), scale)
             self.weights[op.output] = params

@@ -104,7 +104,9 @@ class _Lowering:
     def _plan_of(self, var: relax.Var, value: relax.Expr) -> Plan | None:
         name = ir.op_name(value)
         if name == "relax.quantize":
-            return match(value, self.defined, self.storage) or self._quantize(value)
+            kept = isinstance(value.args[0], relax.Var) and value.args[0].name in self.reasons
+            made = None if kept else match(value, self.defined, self.storage)
+            return made or self._quantize(value)
         if name == "relax.dequantize":
             return self._dequantize(var, value, None)
         if name == "relax.call_tir":

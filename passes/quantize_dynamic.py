@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,14 +11,13 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import SCHEME
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import check_rules, group
 from tvm_qplugin.passes.op_kinds import KINDS, obstacle
-from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.rebuild import Rebuilder, constant
+from tvm_qplugin.passes.stored import labelled
 from tvm_qplugin.passes.weights import quantize_weight
 
 Expr = Any
@@ -34,6 +32,7 @@ class QuantizeDynamic:
     output channel (for the whole of a dense or ordinary convolution's weight where ``recipe`` says so),
     biases as they were, attribute ``qplugin.scheme`` = "dynamic". Weights of fewer than ``smallest``
     elements stay float, as TFLite's converter leaves them; the reason stands in ``qplugin.reasons``.
+    Of a QDQ module, which gets no ``qplugin.scheme``, only layers in float are looked at.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe("dynamic", "dynamic"))
@@ -45,8 +44,7 @@ class QuantizeDynamic:
         work = _Quantize(ir.main_function(mod), self.recipe, self.smallest)
         result = mod.clone()
         result["main"] = work.run()
-        result = ir.with_main_attr(result, REASONS, json.dumps(work.reasons) if work.reasons else None)
-        return ir.with_main_attr(result, SCHEME, "dynamic")
+        return labelled(result, self.recipe, work.reasons)
 
 
 class _Quantize(Rebuilder):
@@ -62,6 +60,8 @@ class _Quantize(Rebuilder):
         if kind not in ("conv2d", "dense"):
             return call
         choice = self.recipe.choose(*self.kinds[name])
+        if self.recipe.integer and (choice.scheme != "dynamic" or ir.const_value(call.args[1]) is None):
+            return call
         reason = self._reason(call, kind, choice.scheme)
         if reason:
             self.reasons[name] = reason
@@ -75,8 +75,8 @@ class _Quantize(Rebuilder):
 
     def _reason(self, call: Expr, kind: str, scheme: str) -> str:
         """Why a weight stays float; empty if it does not."""
-        if scheme == "float":
-            return "the recipe keeps it in float"
+        if scheme != "dynamic":
+            return "the recipe keeps it in float" if scheme == "float" else f"its scheme is {scheme}"
         reason, size = obstacle(kind, call), ir.spec_of(call.args[1]).size
         if not reason and size < self.smallest:
             return f"its weight has {size} elements, fewer than {self.smallest}"

@@ -25,7 +25,7 @@ class QuantizeEmbedding:
 
     In: a module with ``R.take`` of rows of a constant float32 matrix by computed indices. Out: ``take`` of
     int8 codes and of the rows' scales (symmetric, [-127, 127]), as float32 multiplied. Matrices of fewer than
-    ``smallest`` elements, and those that ``recipe`` keeps in float, stay.
+    ``smallest`` elements, and those that ``recipe`` keeps in float or float16, stay.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
@@ -61,5 +61,5 @@ class _Lookups(Rebuilder):
             rows
             and by_rows
             and table.size >= self.choice.smallest
-            and self.choice.recipe.choose("take", name).scheme != "float"
+            and self.choice.recipe.choose("take", name).scheme not in ("float", "fp16")
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +12,16 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import SCHEME
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import check_rules, group
-from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.rebuild import Rebuilder, constant
+from tvm_qplugin.passes.stored import labelled
 
 Expr = Any
+_GRIDS = ("relax.quantize", "relax.dequantize")
+"""Scales are no constants of a layer."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="QuantizeFloat16")
@@ -31,8 +31,9 @@ class QuantizeFloat16:
 
     In: a canonical float module. Out: the same with every float32 constant of ``smallest`` or more
     elements rounded to float16, attribute ``qplugin.scheme`` = "fp16". Layers for which ``recipe`` says
-    "float" keep float32, and so do constants with a value that float16 cannot hold (65,520 and more);
-    for these the reason stands in ``qplugin.reasons``.
+    another keep float32, and so do constants with a value that float16 cannot hold (65,520 and more);
+    for these the reason stands in ``qplugin.reasons``. Of a QDQ module, which gets no ``qplugin.scheme``,
+    only layers in float are looked at.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe("fp16", "fp16"))
@@ -45,13 +46,14 @@ class QuantizeFloat16:
         kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
 
         def chosen(name: str) -> bool:
-            return name not in kinds or self.recipe.choose(*kinds[name]).scheme == "fp16"
+            if name not in kinds:
+                return self.recipe.storage == "fp16"
+            return kinds[name][0] not in _GRIDS and self.recipe.choose(*kinds[name]).scheme == "fp16"
 
         work = _Halve(func, self.smallest, chosen)
         result = mod.clone()
         result["main"] = work.run()
-        result = ir.with_main_attr(result, REASONS, json.dumps(work.reasons) if work.reasons else None)
-        return ir.with_main_attr(result, SCHEME, "fp16")
+        return labelled(result, self.recipe, work.reasons)
 
 
 class _Halve(Rebuilder):

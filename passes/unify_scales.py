@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
@@ -11,7 +11,7 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.qparams import union_range
-from tvm_qplugin.core.spec import Annotation, FixedSpec, OpAnnotation, SharedSpec, Spec
+from tvm_qplugin.core.spec import SCHEMES, Annotation, FixedSpec, SharedSpec, Spec, second, tensor_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import SAME_SCALE
 from tvm_qplugin.passes.wide_cells import steps_of
@@ -49,20 +49,23 @@ def unify(
 ) -> Annotation:
     """The annotation with groups of equal parameters resolved; ``steps`` as in ``qplugin.steps``."""
     groups = _Groups(annotation.tensors, ranges or {})
-    first: dict[str, str] = {}
+    first: dict[tuple[str, str], str] = {}
     for name, role in (steps or {}).items():
-        groups.join(first.setdefault(role, name), name)
+        for grid in (name, *(second(name, scheme) for scheme in SCHEMES)):
+            if grid in groups:
+                groups.join(first.setdefault((role, groups.dtype(grid)), grid), grid)
+    key = annotation.key
     shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
     for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
-        for name in _members(op, groups):
+        for name in _members([key(op, used) for used in op.inputs], groups):
             if len(op.inputs) == 1 or groups.fit(op.output, name):
                 groups.join(op.output, name)
     return annotation.with_tensors(groups.specs())
 
 
-def _members(op: OpAnnotation, groups: _Groups) -> list[str]:
+def _members(keys: Sequence[str], groups: _Groups) -> list[str]:
     """The inputs that can share the output's parameters: fixed ones only if all are fixed alike."""
-    inputs = [name for name in op.inputs if name in groups]
+    inputs = [name for name in keys if name in groups]
     fixed = [name for name in inputs if isinstance(groups.spec(name), FixedSpec)]
     alike = len({groups.spec(name) for name in inputs}) == 1
     return inputs if alike or not fixed else [name for name in inputs if name not in fixed]
@@ -73,18 +76,13 @@ def _width(both: tuple[float, float]) -> float:
     return max(both[1], 0.0) - min(both[0], 0.0)
 
 
-def _alike(a: Spec, b: Spec) -> bool:
-    """Whether two specifications are of one dtype."""
-    return getattr(a, "dtype", None) == getattr(b, "dtype", None)
-
-
 class _Groups:
     """Disjoint sets of tensor names, each with one specification."""
 
     def __init__(self, tensors: Mapping[str, Spec], ranges: Ranges) -> None:
         self._spec = dict(tensors)
         self._parent = {name: name for name in self._spec}
-        self._range = {name: ranges[name] for name in self._spec if name in ranges}
+        self._range = {name: ranges[tensor_of(name)] for name in self._spec if tensor_of(name) in ranges}
 
     def __contains__(self, name: str) -> bool:
         return name in self._parent
@@ -99,6 +97,11 @@ class _Groups:
     def spec(self, name: str) -> Spec:
         """The specification of the set."""
         return self._spec[self.find(name)]
+
+    def dtype(self, name: str) -> str:
+        """What tensors of the set are stored as."""
+        spec = self.spec(name)
+        return "" if isinstance(spec, SharedSpec) else spec.dtype
 
     def fit(self, a: str, b: str) -> bool:
         """Whether neither set would lose more than one bit in the common range (unknown: yes)."""
@@ -115,7 +118,7 @@ class _Groups:
             return
         a, b = self.find(a), self.find(b)
         keep, drop = (b, a) if isinstance(self._spec[b], FixedSpec) else (a, b)
-        if keep != drop and _alike(self._spec[keep], self._spec[drop]):
+        if keep != drop and self.dtype(keep) == self.dtype(drop):
             self._parent[drop] = keep
             both = [self._range[name] for name in (keep, drop) if name in self._range]
             if both:

@@ -11,6 +11,7 @@ from tvm import relax
 from tvm_qplugin.core.attrs import STEPS
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
+from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import MOVEMENT, obstacle16
 
 WEIGHTED = ("conv2d", "dense")
@@ -25,15 +26,35 @@ def steps_of(func: relax.Function) -> dict[str, str]:
     return found
 
 
-def wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> set[str]:
+def widened(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Operators with the schemes that they have among wide tensors: products read int8 and give int16."""
+    wide = _wide_tensors(func, operators)
+    return {name: _widened(op, wide) for name, op in operators.items()}
+
+
+def _widened(op: OpAnnotation, wide: set[str]) -> OpAnnotation:
+    if not op.integer or op.scheme == "int16x8" or not wide & {*op.inputs, op.output}:
+        return op
+    if op.kind in WEIGHTED:
+        return replace(op, result="int16x8") if op.output in wide else op
+    reason = obstacle16(op.kind)
+    if reason:
+        return replace(op, integer=False, reason=f"{reason}, and its cell is in int16")
+    return replace(op, scheme="int16x8")
+
+
+def _wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> set[str]:
     """Tensors that an int8 model keeps in int16.
 
     A state that is added to at every step loses what is smaller than its resolution, and a gate's sum has a
     range far beyond where the gate is steep: those of cells are int16 (as in LiteRT's integer LSTM), and so
-    is what operators without a weight compute of them or for them. So is the result of a dense layer that
-    only float operators read (residual sums, attention): nothing has to be narrow there.
+    is what operators without a weight compute of them or for them. So is, in a model with attention, the
+    result of a dense layer that only float operators read (residual sums, products of two tensors): nothing
+    has to be narrow there.
     """
-    wide = set(steps_of(func)) | _read_by_floats(operators)
+    wide = set(steps_of(func))
+    if any(op.kind == "dense" and len(op.inputs) > 1 for op in operators.values()):
+        wide |= _read_by_floats(operators, {var.name for var in ir.output_vars(func)})
     found = -1
     while found != len(wide):
         found = len(wide)
@@ -52,7 +73,7 @@ def float_front(
     An int16x8 model whose front is integer as a whole stays integer.
     """
     front = _front(set(steps_of(func)), operators)
-    if recipe.wide and all(operators[name].integer for name in front):
+    if all(operators[name].integer and operators[name].scheme == "int16x8" for name in front):
         return dict(operators)
     asked = {name for name in front if recipe.asks_for(operators[name].kind, name)}
     return {
@@ -76,23 +97,17 @@ def _front(cells: set[str], operators: Mapping[str, OpAnnotation]) -> set[str]:
     return {name for name, op in operators.items() if name in needed - behind and op.kind not in MOVEMENT}
 
 
-def _read_by_floats(operators: Mapping[str, OpAnnotation]) -> set[str]:
-    """Results of integer dense layers that end, moved or not, in float operators."""
+def _read_by_floats(operators: Mapping[str, OpAnnotation], outputs: set[str]) -> set[str]:
+    """Results of integer dense layers that end, moved or not, in float operators and are no outputs."""
     into: dict[str, bool] = {}
     for name in reversed(list(operators)):
         readers = [other for other in operators.values() if name in other.inputs]
-        into[name] = bool(readers) and all(
-            into[other.output] if other.integer and other.kind in MOVEMENT else not other.integer
-            for other in readers
+        into[name] = (
+            bool(readers)
+            and name not in outputs
+            and all(
+                into[other.output] if other.integer and other.kind in MOVEMENT else not other.integer
+                for other in readers
+            )
         )
     return {name for name, op in operators.items() if op.integer and op.kind == "dense" and into[name]}
-
-
-def widened(op: OpAnnotation, wide: set[str]) -> OpAnnotation:
-    """The operator as it is among wide tensors: narrow operands of a weight, or the reason for float."""
-    if not op.integer or not wide & {*op.inputs, op.output}:
-        return op
-    if op.kind in WEIGHTED:
-        return replace(op, narrow=bool(wide & set(op.inputs)))
-    reason = obstacle16(op.kind)
-    return replace(op, integer=False, reason=f"{reason}, and its cell is in int16") if reason else op

@@ -141,7 +141,7 @@ def schedule_reduction(
     if not spatial:
         return
     across = _across(block)
-    lanes = vector_extent(block.extents[block.spatial[-1]], width) if across else None
+    lanes = vector_extent(block.extents[block.spatial[-1]], width, block.dtype) if across else None
     if not across and reorder_sums and _splittable(block, width // 4):
         _sum_partially(sch, block, epilogue, width // 4, threads)
         return
@@ -229,13 +229,14 @@ def _row_tile(sch: s_tir.Schedule, block: Block, spatial: list[Any]) -> list[Any
     return [inner]
 
 
-def vector_extent(extent: int, width: int) -> int | None:
-    """Accumulators side by side: a divisor of ``extent``, one, two or four registers; None: no such.
+def vector_extent(extent: int, width: int, dtype: str) -> int | None:
+    """Accumulators side by side: a divisor of ``extent`` of up to four registers; None: no such.
 
-    LLVM takes vectors of three registers apart, element by element.
+    Not three of integers: what they sum up is narrower, and LLVM takes vectors of such a length apart.
     """
     lanes = width // 4
-    return next((n * lanes for n in (4, 2, 1) if extent % (n * lanes) == 0), None)
+    registers = (4, 3, 2, 1) if dtype == "float32" else (4, 2, 1)
+    return next((n * lanes for n in registers if extent % (n * lanes) == 0), None)
 
 
 def _attach(sch: s_tir.Schedule, epilogue: Block | None, loop: Any) -> None:

@@ -1,4 +1,4 @@
-"""Addition on x86: ``qadd`` of two tensors of one shape, 16 or 8 elements at a time.
+"""Addition on x86: ``qadd`` of two tensors of one shape, 64 or 32 elements at a time.
 
 Multipliers, shift, zero points and clamp are read at run time: layers of one shape share a function. A call
 may carry ``a_halo``, ``b_halo`` and ``out_halo`` (t, l, b, r) as convolutions do.
@@ -7,25 +7,39 @@ may carry ``a_halo``, ``b_halo`` and ``out_halo`` (t, l, b, r) as convolutions d
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import tvm
 from tvm.script.ir_builder import IRBuilder
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import (
+    KERNEL,
+    PARAMS,
+    Implementation,
+    KernelCall,
+    Params,
+    TensorSpec,
+    encode_params,
+)
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_border import each_piece, fill_halo
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import (
     AVX2,
-    F32_512,
+    VNNI512,
     Buffer,
     Expr,
     Index,
     Isa,
     T,
+    add_saturating_int16,
     load,
+    pack_bytes,
+    pack_int16,
+    packed_lane,
+    select_lanes,
     splat,
     store,
     supports,
@@ -37,12 +51,12 @@ BYTES = ("int8", "uint8")
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
     """The kernel; None when operands are broadcast or sums may leave int32: the portable kernel serves."""
-    isa = next((isa for isa in (F32_512, AVX2) if supports(isa, target)), None)
+    isa = next((isa for isa in (VNNI512, AVX2) if supports(isa, target)), None)
     if isa is None or call.name != "qadd" or any(t.dtype not in BYTES for t in (*call.args, call.out)):
         return None
     halos = [tuple(call.params.get(f"{name}_halo") or (0,) * 4) for name in ("a", "b", "out")]
     shapes = [_logical(t, halo) for t, halo in zip((*call.args, call.out), halos, strict=True)]
-    if len(set(shapes)) != 1 or not _fits_int32(call):
+    if len(set(shapes)) != 1 or not fits_int32(call.params):
         return None
     return _implement(call, isa, shapes[0], halos)
 
@@ -55,8 +69,8 @@ def _logical(spec: TensorSpec, halo: tuple[int, ...]) -> tuple[int, ...]:
     return n, height - halo[0] - halo[2], width - halo[1] - halo[3], channels
 
 
-def _fits_int32(call: KernelCall) -> bool:
-    p = call.params
+def fits_int32(p: Params) -> bool:
+    """Whether no sum of an addition's products can leave int32."""
     largest = 255 * (abs(p["a_mul"]) + abs(p["b_mul"])) + (1 << (p["shift"] - 1))
     return bool(1 <= p["shift"] <= 30 and largest < 2**31)
 
@@ -70,6 +84,9 @@ def _constants(call: KernelCall) -> Constants:
         sections[name] = np.asarray([value], "int64").astype("int32")
     for name, value in {"lo": lo, "hi": hi, "zero": p["out_zp"]}.items():
         sections[name] = np.asarray([value], "int32")
+    sections["zero_words"] = np.full(2, p["out_zp"], "int16").view("int32")
+    for name in ("lo", "hi"):
+        sections[f"{name}_bytes"] = np.full(4, p[name], call.out.dtype).view("int32")
     return Constants.join(**sections)
 
 
@@ -84,7 +101,7 @@ def _implement(
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
         args = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
         flat = [T.decl_buffer((s.size,), s.dtype, data=b.data) for s, b in zip(specs, args, strict=True)]
-        reader = Reader(constants, flat[2])
+        reader = constants.reader(flat[2])
         if any(halos[2]):
             fill_halo(Halo(call.out.shape, halos[2]), flat[3], reader.scalar("zero", call.out.dtype))
         _rows(call, isa, shape, halos, flat, reader)
@@ -119,20 +136,45 @@ def _add(
     isa: Isa, reader: Reader, flat: list[Buffer], starts: tuple[Index, ...], count: int, dtype: str
 ) -> None:
     """Add ``count`` elements of ``flat`` (a, b, constants, output) from ``starts`` (a, b, output) on."""
-    a, b, _, out = flat
+    out = flat[3]
 
     def write(at: Index, lanes: int) -> None:
-        def word(name: str) -> Expr:
-            return reader.word(name) if lanes == 1 else splat(reader.word(name), lanes)
+        places = [start + at for start in starts[:2]]
+        if lanes < isa.bytes:
+            value = _narrowed(reader, _sum(reader, flat, places, lanes), dtype, lanes)
+        else:
+            four = [_sum(reader, flat, [p + v * isa.lanes for p in places], isa.lanes) for v in range(4)]
+            value = _packed(isa, reader, four, dtype)
+        store(out, starts[2] + at, value, lanes)
 
-        wide = "int32" if lanes == 1 else f"int32x{lanes}"
-        terms = [
-            T.Cast(wide, load(x, start + at, lanes)) * word(name)
-            for x, start, name in ((a, starts[0], "a"), (b, starts[1], "b"))
-        ]
-        total = T.shift_right(terms[0] + terms[1] + word("base"), word("shift"))
-        total = T.max(T.min(total, word("hi")), word("lo")) + word("zero")
-        narrow = dtype if lanes == 1 else f"{dtype}x{lanes}"
-        store(out, starts[2] + at, T.Cast(narrow, total), lanes)
+    each_piece(count, isa.bytes, write)
 
-    each_piece(count, isa.lanes, write)
+
+def _sum(reader: Reader, flat: list[Buffer], places: Sequence[Index], lanes: int) -> Expr:
+    """``lanes`` shifted sums of a and b from ``places`` on as int32, zero point not added."""
+    wide = "int32" if lanes == 1 else f"int32x{lanes}"
+    a, b = (
+        T.Cast(wide, load(x, place, lanes)) * _word(reader, name, lanes)
+        for x, place, name in zip(flat, places, ("a", "b"), strict=False)
+    )
+    return T.shift_right(a + b + _word(reader, "base", lanes), _word(reader, "shift", lanes))
+
+
+def _word(reader: Reader, name: str, lanes: int) -> Expr:
+    return reader.word(name) if lanes == 1 else splat(reader.word(name), lanes)
+
+
+def _narrowed(reader: Reader, total: Expr, dtype: str, lanes: int) -> Expr:
+    """Sums as bytes, any number of lanes."""
+    lo, hi, zero = (_word(reader, name, lanes) for name in ("lo", "hi", "zero"))
+    return T.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", T.max(T.min(total, hi), lo) + zero)
+
+
+def _packed(isa: Isa, reader: Reader, four: Sequence[Expr], dtype: str) -> Expr:
+    """Four vectors of sums as one of bytes: packed with saturation, lanes back in order."""
+    zero = reader.repeated("zero_words", "int16", isa.bytes // 2)
+    halves = [add_saturating_int16(pack_int16(a, b, isa), zero, isa) for a, b in (four[:2], four[2:])]
+    packed = pack_bytes(halves[0], halves[1], dtype, isa)
+    packed = T.min(packed, reader.repeated("hi_bytes", dtype, isa.bytes))
+    packed = T.max(packed, reader.repeated("lo_bytes", dtype, isa.bytes))
+    return select_lanes(packed, [packed_lane(v, e) for v in range(4) for e in range(isa.lanes)])

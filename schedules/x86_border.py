@@ -12,6 +12,7 @@ SLACK = 64
 PARALLEL_ELEMENTS = 64 * 1024
 
 Piece = Callable[[Index, int], None]
+Move = Callable[[Buffer, Index, Buffer, Index, int], None]
 
 
 def each_piece(count: int, vector: int, write: Piece) -> None:
@@ -70,18 +71,23 @@ def workspace(size: int, dtype: str) -> Buffer:
     return buffer
 
 
-def padded_copy(scratch: Scratch, source: Buffer, dtype: str, pad: Expr) -> Buffer:
-    """A new buffer with the scratch's contents and ``SLACK`` elements behind them; borders are ``pad``."""
+def padded_copy(scratch: Scratch, source: Buffer, dtype: str, pad: Expr, move: Move | None = None) -> Buffer:
+    """A new buffer with the scratch's contents and ``SLACK`` elements behind them; borders are ``pad``.
+
+    ``move(source, at, buffer, start, count)`` writes what is not border, if it is not to be a copy.
+    """
     size = math.prod(scratch.box)
     buffer = workspace(size + SLACK, scratch.dtype)
     images, rows = scratch.box[:2]
     loop = T.parallel if size >= PARALLEL_ELEMENTS and images * rows > 1 else T.serial
     with loop(0, images * rows) as r:
-        _copy_row(scratch, source, dtype, buffer, r, pad)
+        _copy_row(scratch, source, dtype, buffer, r, pad, move)
     return buffer
 
 
-def _copy_row(s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, pad: Expr) -> None:
+def _copy_row(
+    s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, pad: Expr, move: Move | None
+) -> None:
     _, rows, columns, channels = s.box
     height, width = s.size
     start, y = r * (columns * channels), T.floormod(r, rows) + s.top
@@ -92,8 +98,11 @@ def _copy_row(s: Scratch, source: Buffer, dtype: str, buffer: Buffer, r: Index, 
         inside = columns - lead - trail
         at = ((T.floordiv(r, rows) * height + y) * width + max(s.left, 0)) * channels
         fill(buffer, start, lead * channels, pad)
-        widen = s.dtype if s.dtype != dtype else None
-        copy(source, at, buffer, start + lead * channels, inside * channels, widen)
+        widen, to, count = s.dtype if s.dtype != dtype else None, start + lead * channels, inside * channels
+        if move is None:
+            copy(source, at, buffer, to, count, widen)
+        else:
+            move(source, at, buffer, to, count)
         fill(buffer, start + (lead + inside) * channels, trail * channels, pad)
 
     if s.top >= 0 and s.top + rows <= height:

@@ -33,30 +33,43 @@ class Constants:
         starts = {name: int(end) for name, end in zip(sections, ends[:-1], strict=True)}
         return cls(np.concatenate([a.view(flat[0].dtype) for a in flat]), starts)
 
+    def reader(self, buffer: Buffer | None) -> Reader:
+        """For a kernel that has ``data`` as an argument, of which ``buffer`` is a flat view."""
+        return Reader(str(self.data.dtype), self.starts, buffer)
+
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the sections inside a kernel; ``buffer`` is a flat view of the argument, None if it has none."""
+    """Reads the sections inside a kernel.
 
-    constants: Constants
+    ``dtype``, ``starts``: of the ``Constants``; ``buffer``: a flat view of the argument, None if it has none.
+    """
+
+    dtype: str
+    starts: Mapping[str, int]
     buffer: Buffer | None
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element of the vector."""
+        return np.dtype(self.dtype).itemsize
 
     def vector(self, name: str, index: Index, lanes: int, dtype: str) -> Expr:
         """``lanes`` elements of a section from element ``index`` on."""
-        item, size = self.constants.data.dtype.itemsize, np.dtype(dtype).itemsize
-        at = self.constants.starts[name] // item + index * (size // item)
+        item, size = self.item, np.dtype(dtype).itemsize
+        at = self.starts[name] // item + index * (size // item)
         value = load(self.buffer, at, lanes * size // item)
-        if dtype == str(self.constants.data.dtype):
+        if dtype == self.dtype:
             return value
         return T.reinterpret(dtype if lanes == 1 else f"{dtype}x{lanes}", value)
 
     def prefetch(self, name: str, index: Index) -> None:
         """Prefetch the line of element ``index`` of the section whose dtype is the vector's."""
-        prefetch(self.buffer, self.constants.starts[name] // self.constants.data.dtype.itemsize + index)
+        prefetch(self.buffer, self.starts[name] // self.item + index)
 
     def has(self, name: str) -> bool:
         """Whether there is such a section."""
-        return name in self.constants.starts
+        return name in self.starts
 
     def word(self, name: str) -> Expr:
         """A section of one int32."""

@@ -1,4 +1,4 @@
-"""Convolutions (not depthwise) on x86: ``qconv2d`` with int8 instructions, ``fconv2d`` with FMA.
+"""Convolutions (not depthwise) on x86: ``qconv2d``, ``qconv2d16`` with integer instructions, ``fconv2d``.
 
 Beside the parameters of ``core/oracle.py`` a call may carry ``in_halo`` and ``out_halo`` (t, l, b, r): the
 physical tensors have that many rows and columns of zero points around the logical ones.
@@ -12,9 +12,10 @@ from tvm_qplugin.core.attrs import Implementation, KernelCall
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry, Halo, Scratch, merge
 from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_kernel import Plan, computable
+from tvm_qplugin.schedules.x86_residual import addable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
-KERNELS = ("qconv2d", "fconv2d")
+KERNELS = ("qconv2d", "qconv2d_add", "qconv2d16", "fconv2d")
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
@@ -39,11 +40,19 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Plan | None:
     """Instruction set and geometry, if this file serves the call."""
     if not computable(call, KERNELS):
         return None
+    if "add" in call.params and not addable(call):
+        return None
     groups = call.params.get("groups", 1)
     if groups > 1 and groups == call.args[0].shape[3] and call.args[1].shape[3] == 1:
         return None
     isa = select_isa(call.args[0].dtype, target)
     return None if isa is None else Plan(call, isa, conv_geometry(call, isa))
+
+
+def fuses(call: KernelCall, target: tvm.target.Target) -> bool:
+    """Whether a convolution with an addition is better one kernel than two: not where vectors are partial."""
+    found = plan(call, target) if call.name == "qconv2d_add" else None
+    return found is not None and found.geometry.channels % found.geometry.lanes == 0
 
 
 def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:

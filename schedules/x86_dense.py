@@ -1,4 +1,4 @@
-"""Dense layers on x86: ``qdense`` with int8 instructions, ``fdense`` with FMA."""
+"""Dense layers on x86: ``qdense``, ``qdense16`` with integer instructions, ``fdense`` with FMA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_kernel import Plan, computable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
-KERNELS = ("qdense", "fdense")
+KERNELS = ("qdense", "qdense16", "fdense")
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:

@@ -1,4 +1,4 @@
-"""Depthwise convolutions on x86: ``qconv2d`` and ``fconv2d`` with one input channel a group.
+"""Depthwise convolutions on x86: ``qconv2d``, ``qconv2d16`` and ``fconv2d`` with one input channel a group.
 
 Beside the parameters of ``core/oracle.py`` a call may carry ``in_halo`` and ``out_halo`` (t, l, b, r): the
 physical tensors have that many rows and columns of zero points around the logical ones.
@@ -7,6 +7,7 @@ physical tensors have that many rows and columns of zero points around the logic
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -29,13 +30,17 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
     window,
 )
 from tvm_qplugin.schedules.x86_depthwise_tile import FloatClamp, Kernel
-from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, Isa, select_isa, supports
+from tvm_qplugin.schedules.x86_isa import AVXVNNI256, F32_256, I16_256, Isa, select_isa, supports
 from tvm_qplugin.schedules.x86_pack import Requantization, fold_zero_point, requantization
+from tvm_qplugin.schedules.x86_rescale16 import Rescaling, rescaling
 
 MAX_TAPS = 225
 STAGED_BYTES = 192 * 1024
 MAX_PHASES = 36
-NARROWER = {"vnni512": AVXVNNI256, "f32_512": F32_256}
+NARROWER = {"vnni512": AVXVNNI256, "f32_512": F32_256, "i16_512": I16_256}
+KERNELS = ("qconv2d", "qconv2d16", "fconv2d")
+Finish = Requantization | FloatClamp | Rescaling
+ITEM = {"float32": 4, "int16": 2}
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
@@ -59,9 +64,7 @@ def candidates(call: KernelCall, target: tvm.target.Target) -> list[Config]:
 
 def plan(call: KernelCall, target: tvm.target.Target) -> Isa | None:
     """The instruction set, if this file serves the call."""
-    if call.name not in ("qconv2d", "fconv2d") or any(
-        i not in call.constants for i in range(1, len(call.args))
-    ):
+    if call.name not in KERNELS or any(i not in call.constants for i in range(1, len(call.args))):
         return None
     weight, channels = call.args[1].shape, call.args[0].shape[3]
     if weight[3] != 1 or call.params.get("groups", 1) != channels or weight[0] != channels:
@@ -94,9 +97,12 @@ def with_config(call: KernelCall, target: tvm.target.Target, config: Config) -> 
     sections = {name: pack_channels(values, cut, isa) for name, values in per_channel.items()}
     if isinstance(finish, Requantization):
         sections |= words(finish) | borders(call, kernel, finish.zero_point)
+    if isinstance(finish, Rescaling):
+        sections |= finish.bounds
     if kernel.pinned:
         sections["nothing"] = np.zeros(1, "int32")
-    packed = pack_weights(np.asarray(call.constants[1])[..., 0], w, cut, isa, weights)
+    taps = finish.weights if isinstance(finish, Rescaling) else np.asarray(call.constants[1])
+    packed = pack_weights(taps[..., 0], w, cut, isa, weights)
     return implement(call, kernel, Constants.join(weights=packed, **sections))
 
 
@@ -106,8 +112,11 @@ def borders(call: KernelCall, k: Kernel, zero_out: int) -> dict[str, Array]:
     return fills(fill_in=zero_in, fill_out=zero_out if any(k.window.halo) else 0)
 
 
-def _numbers(call: KernelCall) -> tuple[Requantization | FloatClamp, dict[str, Array]] | None:
+def _numbers(call: KernelCall) -> tuple[Finish, Mapping[str, Array]] | None:
     """The epilogue and the values a channel (``bias``, ``scale``); None if the folded bias exceeds int32."""
+    if call.name == "qconv2d16":
+        found = rescaling(call)
+        return found, found.channels
     weights, shape = np.asarray(call.constants[1]), call.args[1].shape[:1]
     bias = np.broadcast_to(np.asarray(call.constants[2]), shape)
     if call.name == "fconv2d":
@@ -127,7 +136,7 @@ def cores_of(target: tvm.target.Target) -> int:
 
 def cut_modes(w: Window, isa: Isa) -> list[str]:
     """Ways to cut a row in vectors, the best first: by pixel if the channels fill vectors well."""
-    vector, channels = 4 * isa.lanes, w.channels
+    vector, channels = isa.fanout * isa.lanes, w.channels
     if channels % vector == 0:
         return ["block"]
     flat = math.lcm(channels, vector) // vector <= MAX_PHASES and w.size[1] * channels >= vector
@@ -162,16 +171,16 @@ def tile_sizes(w: Window, isa: Isa) -> list[tuple[int, int]]:
     return list(dict.fromkeys([first, *others]))
 
 
-def complete(w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int) -> Config:
-    """Complete the knobs: whether to stage, and how many rows at a time."""
+def complete(
+    w: Window, isa: Isa, cores: int, mode: str, rows: int, columns: int, staged: int = STAGED_BYTES
+) -> Config:
+    """Complete the knobs: whether to stage, and how many rows at a time (of ``staged`` bytes in all)."""
     stage = not w.bordered or (mode == "flat" and w.strides[1] > 1)
     height = w.size[0]
     if not stage:
         return Config(mode, rows, columns, rows, False)
-    row = source(w, Config(mode, rows, columns, rows, True)).pitch * (
-        4 if isa.accumulator == "float32" else 1
-    )
-    fit = max(rows, (STAGED_BYTES // row - w.span(0, 1)) // w.strides[0] + 1)
+    row = source(w, Config(mode, rows, columns, rows, True)).pitch * ITEM.get(isa.weights, 1)
+    fit = max(rows, (staged // row - w.span(0, 1)) // w.strides[0] + 1)
     parts = max(-(-height // fit), min(cores, height // rows))
     chunk = -(-height // parts)
     return Config(mode, rows, columns, min(height, -(-chunk // rows) * rows), True)

@@ -10,10 +10,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import fill_halo
-from tvm_qplugin.schedules.x86_constants import Constants, Reader
+from tvm_qplugin.schedules.x86_constants import Constants
 from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
-from tvm_qplugin.schedules.x86_depthwise_tile import VECTORS, Buffers, Kernel, Spot, emit_max_tile, emit_tile
+from tvm_qplugin.schedules.x86_depthwise_tile import Buffers, Kernel, Spot, emit_max_tile, emit_tile
 from tvm_qplugin.schedules.x86_geometry import Halo
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
 
@@ -31,8 +31,8 @@ def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Impleme
         x = T.arg("x", T.buffer(call.args[0].shape, call.args[0].dtype))
         packed = [T.arg("p", T.buffer(c.shape, str(c.dtype))) for c in data]
         y = T.arg("y", T.buffer(call.out.shape, call.out.dtype))
-        reader = Reader(constants, packed[0] if packed else None)
-        _body(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)), call.out.dtype)
+        reader = constants.reader(packed[0] if packed else None)
+        chunks(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)))
     return Implementation(builder.get(), (0, *data))
 
 
@@ -40,21 +40,22 @@ def _flat(buffer: Buffer, spec: TensorSpec) -> Buffer:
     return T.decl_buffer((spec.size,), spec.dtype, data=buffer.data)
 
 
-def _body(k: Kernel, buffers: Buffers, dtype: str) -> None:
-    w = k.window
+def chunks(k: Kernel, buffers: Buffers) -> None:
+    """The loop over chunks of rows, all of the kernel."""
+    w, dtype = k.window, str(buffers.y.dtype)
     if any(w.halo):
         fill_halo(Halo(w.out, w.halo), buffers.y, buffers.constants.scalar("fill_out", dtype))
     height, chunk = w.size[0], k.config.chunk
-    chunks = -(-height // chunk)
-    extent = w.source[0] * chunks
+    count = -(-height // chunk)
+    extent = w.source[0] * count
     instructions = w.macs // (k.isa.lanes * k.isa.depth)
     parallel = k.cores > 1 and extent > 1 and instructions >= SERIAL_INSTRUCTIONS
     with (T.parallel if parallel else T.serial)(0, extent) as i:
         with T.sblock("chunk"):
             T.reads()
             T.writes()
-            image = T.floordiv(i, chunks) if w.source[0] > 1 else T.int32(0)
-            first = _clipped(T.floormod(i, chunks) if w.source[0] > 1 else i, chunk, height)
+            image = T.floordiv(i, count) if w.source[0] > 1 else T.int32(0)
+            first = _clipped(T.floormod(i, count) if w.source[0] > 1 else i, chunk, height)
             _chunk(k, buffers, image, first)
 
 
@@ -93,7 +94,7 @@ def _loop(extent: int, body: Callable[[Index], None]) -> None:
 def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> None:
     """All tiles of ``rows`` output rows."""
     b, w = k.blocks, k.window
-    vector = VECTORS * k.isa.lanes
+    vector = k.isa.fanout * k.isa.lanes
     emit = emit_max_tile if k.maximum else emit_tile
     stride = b.period * k.source.step // w.channels
 
@@ -116,7 +117,7 @@ def _row(k: Kernel, buffers: Buffers, source: Buffer, base: Expr, out: Expr) -> 
 
 def _unit(k: Kernel, v: Index) -> Index:
     """The first unit of constants that vector ``v`` of a period reads: ``Blocks.where`` as a formula."""
-    where, step = k.blocks.where, 4 * k.isa.lanes // unit_size(k.isa)
+    where, step = k.blocks.where, k.isa.fanout * k.isa.lanes // unit_size(k.isa)
     plain = [i * step for i in range(len(where))]
     if list(where) == plain:
         return v * step
@@ -137,11 +138,14 @@ def _tiles(
 ) -> None:
     """All vectors of ``count`` x ``columns`` periods."""
 
-    def along(x: Index) -> None:
+    def at(x: Index, v: Index) -> None:
         turn = x * buffers.constants.word("nothing") if k.pinned else T.int32(0)
-        _loop(k.blocks.per_period, lambda v: tile(x * columns + done, v, turn, columns))
+        tile(x * columns + done, v, turn, columns)
 
-    _loop(count, along)
+    if k.by_vector:
+        _loop(k.blocks.per_period, lambda v: _loop(count, lambda x: at(x, v)))
+    else:
+        _loop(count, lambda x: _loop(k.blocks.per_period, lambda v: at(x, v)))
 
 
 def balanced(extent: int, largest: int) -> list[tuple[int, int]]:

@@ -131,8 +131,8 @@ class Blocks:
 
 
 def blocks(w: Window, mode: str, isa: Isa) -> Blocks:
-    """Cut the rows of ``w`` in vectors, four of the registers' accumulators each."""
-    channels, width, vector = w.channels, w.size[1], 4 * isa.lanes
+    """Cut the rows of ``w`` in vectors, each of ``fanout`` registers of accumulators."""
+    channels, width, vector = w.channels, w.size[1], isa.fanout * isa.lanes
     if mode == "block":
         starts = [min(i * vector, channels - vector) for i in range(-(-channels // vector))]
         return _with_units(Blocks(channels, len(starts), width, 0, False), starts, channels, isa)
@@ -158,8 +158,9 @@ def _with_units(b: Blocks, starts: Sequence[int], channels: int, isa: Isa) -> Bl
 
     Vectors share units only where that saves some: a shared vector may straddle cache lines.
     """
-    per_vector = 4 * isa.lanes // unit_size(isa)
-    needed = [[(s + at) % channels for at in range(0, 4 * isa.lanes, unit_size(isa))] for s in starts]
+    vector, step = isa.fanout * isa.lanes, unit_size(isa)
+    per_vector = vector // step
+    needed = [[(s + at) % channels for at in range(0, vector, step)] for s in starts]
     units, where = list[int](), list[int]()
     for run in needed:
         first = next(i for i in range(len(units) + 1) if units[i : i + len(run)] == run[: len(units) - i])
@@ -173,8 +174,8 @@ def _with_units(b: Blocks, starts: Sequence[int], channels: int, isa: Isa) -> Bl
 
 
 def unit_size(isa: Isa) -> int:
-    """Channels of a unit: a register of floats, or what packing to bytes keeps together in 128 bits."""
-    return isa.lanes if isa.accumulator == "float32" else 16
+    """Channels of a unit: a register of floats, or what packing integers keeps together in 128 bits."""
+    return isa.lanes if isa.accumulator == "float32" else 4 * isa.fanout
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,8 @@ def taps(w: Window, group: Sequence[int], row: int, depth: int) -> Taps:
 
 
 def operand_taps(isa: Isa, found: Taps) -> list[Taps]:
-    """Taps of each multiply instruction on a group: int16 pairs take the even, then the odd bytes."""
-    return [found[0::2], found[1::2]] if isa.depth == 2 else [found]
+    """Taps of each multiply instruction on a group: of four bytes as int16 the even, then the odd ones."""
+    return [found[0::2], found[1::2]] if isa.depth < group_depth(isa) else [found]
 
 
 @dataclass(frozen=True)
@@ -273,14 +274,14 @@ def _shifted(plane: Taps, by: int) -> Taps | None:
 
 
 def group_depth(isa: Isa) -> int:
-    """Input rows that are interleaved to one vector: 4 bytes, or a single row of floats."""
-    return 1 if isa.accumulator == "float32" else 4
+    """Input rows that are interleaved to one vector: 4 of bytes, 2 of int16, a single one of floats."""
+    return 1 if isa.accumulator == "float32" else isa.fanout
 
 
 def _unit_lanes(isa: Isa) -> Array:
-    """``[vectors, lanes]`` channels of a unit: four vectors of 4 where packing to bytes interleaves them."""
+    """``[vectors, lanes]`` channels of a unit: vectors of 4 where packing interleaves them."""
     size = unit_size(isa)
-    return np.arange(size).reshape(1 if isa.accumulator == "float32" else 4, -1)
+    return np.arange(size).reshape(1 if isa.accumulator == "float32" else isa.fanout, -1)
 
 
 def _stored(b: Blocks, isa: Isa) -> Array:
@@ -293,7 +294,7 @@ def slot(b: Blocks, isa: Isa, vector: int, column: int = 0) -> int:
     """Where the values of a kernel column for a vector lie, in channels from those of unit 0, vector 0."""
     if isa.accumulator == "float32":
         return (column * len(b.units) + vector) * isa.lanes
-    return (column * 4 + vector) * len(b.units) * 4
+    return (column * isa.fanout + vector) * len(b.units) * 4
 
 
 def unit_step(isa: Isa) -> int:

@@ -1,8 +1,11 @@
-"""One register tile of a depthwise kernel: rows interleaved by bytes, one dot product for vertical taps."""
+"""One register tile of a depthwise kernel: rows interleaved, one dot product for vertical taps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import constant
@@ -24,6 +27,7 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
     unit_step,
     weight_dtype,
 )
+from tvm_qplugin.schedules.x86_epilogue16 import Section, pack_words, rescaled
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -42,7 +46,7 @@ from tvm_qplugin.schedules.x86_isa import (
     store,
 )
 
-VECTORS = 4
+INNER_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,16 @@ class FloatClamp:
 
     lo: float | None
     hi: float | None
+
+
+class Ends(Protocol):
+    """How sums start and what becomes of them, where that is not requantization or a clamp."""
+
+    def start(self, section: Section) -> Expr:
+        """What a vector of sums starts from."""
+
+    def finish(self, sections: list[Section], acc: list[Buffer], out: Buffer, at: Expr) -> None:
+        """Store the vectors of sums that belong together from element ``at`` on."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +80,22 @@ class Kernel:
     dtype: str
     cores: int
     clamp: FloatClamp | None = None
+    ends: Ends | None = None
     maximum: bool = False
 
     @property
     def pinned(self) -> bool:
         """Whether constants are read at a run-time offset of zero.
 
-        Where all vectors need the same, LLVM would hoist them out of the loop and then spill them.
+        Where all vectors of a loop need the same, LLVM would hoist them out of it and then spill them.
         """
-        return self.blocks.per_period == 1 and not self.blocks.uniform
+        return (self.blocks.per_period == 1 or self.by_vector) and not self.blocks.uniform
+
+    @property
+    def by_vector(self) -> bool:
+        """Whether a row is walked along for one vector of a period after the other: its weights stay near."""
+        size = plane_size(self.window, self.blocks, self.isa, self.plan) * len(self.plan.planes)
+        return size * np.dtype(weight_dtype(self.isa)).itemsize > INNER_BYTES
 
 
 @dataclass(frozen=True)
@@ -105,7 +126,7 @@ def emit_tile(k: Kernel, buffers: Buffers, spot: Spot) -> None:
         T.reads()
         T.writes()
         acc = [
-            [[accumulator(isa) for _ in range(VECTORS)] for _ in range(spot.columns)]
+            [[accumulator(isa) for _ in range(isa.fanout)] for _ in range(spot.columns)]
             for _ in range(k.config.rows)
         ]
         operands = _operand_buffers(k)
@@ -165,26 +186,31 @@ def _meets(k: Kernel, group: list[int], row: int) -> bool:
 
 
 def _operand_buffers(k: Kernel) -> list[list[Buffer]]:
-    """``[4][instructions a group]`` buffers of one vector each."""
+    """``[fanout][instructions a group]`` buffers of one vector each."""
     isa = k.isa
     width = isa.lanes * isa.depth
     dtype = {1: "float32", 2: "int16", 4: "uint8"}[isa.depth]
-    parts = 2 if isa.depth == 2 else 1
-    return [[T.sblock_alloc_buffer((width,), dtype) for _ in range(parts)] for _ in range(VECTORS)]
+    parts = max(1, group_depth(isa) // isa.depth)
+    return [[T.sblock_alloc_buffer((width,), dtype) for _ in range(parts)] for _ in range(isa.fanout)]
 
 
 def _interleave(k: Kernel, spot: Spot, operands: list[list[Buffer]], at: int, group: list[int]) -> None:
-    """Load a group of input rows at one column and bring their channels' bytes together."""
+    """Load a group of input rows at one column and bring the values of each channel together."""
     isa = k.isa
     lanes = isa.lanes
     rows = [spot.at + (at + row * k.source.pitch) for row in group]
     if isa.depth == 1:
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             store(operands[g][0], 0, load(spot.source, rows[0] + g * lanes, lanes), lanes)
         return
-    rows += [rows[-1]] * (4 - len(rows))
+    rows += [rows[-1]] * (group_depth(isa) - len(rows))
+    if isa.weights == "int16":
+        pair = [load(spot.source, row, isa.bytes // 2) for row in rows]
+        for g in range(isa.fanout):
+            store(operands[g][0], 0, _unpack(pair[0], pair[1], isa.bytes // 2, 8, g), isa.bytes // 2)
+        return
     loaded = [load(spot.source, row, isa.bytes) for row in rows]
-    for g in range(VECTORS):
+    for g in range(isa.fanout):
         upper = _unpack(loaded[0], loaded[1], isa.bytes, 16, g // 2)
         lower = _unpack(loaded[2], loaded[3], isa.bytes, 16, g // 2)
         pairs = [T.reinterpret(f"int16x{isa.bytes // 2}", v) for v in (upper, lower)]
@@ -234,11 +260,16 @@ def _accumulate(
     for part, needed in enumerate(operand_taps(isa, taps(k.window, group, row, depth))):
         if needed not in k.plan.where:
             continue
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             weights = _weights(k, buffers, spot, needed, g, kw)
-            start = _channels(k, buffers, spot, "bias", g) if first else load(acc[g], 0, isa.lanes)
+            start = _start(k, buffers, spot, g) if first else load(acc[g], 0, isa.lanes)
             store(acc[g], 0, _multiply(isa, start, load(operands[g][part], 0, width), weights), isa.lanes)
         first = False
+
+
+def _start(k: Kernel, buffers: Buffers, spot: Spot, g: int) -> Expr:
+    section = _section(k, buffers, spot, g)
+    return k.ends.start(section) if k.ends else section("bias", k.isa.accumulator)
 
 
 def _weights(k: Kernel, buffers: Buffers, spot: Spot, needed: Taps, g: int, kw: int) -> Expr:
@@ -255,9 +286,13 @@ def _weights(k: Kernel, buffers: Buffers, spot: Spot, needed: Taps, g: int, kw: 
     return buffers.constants.vector("weights", at, width, dtype)
 
 
-def _channels(k: Kernel, buffers: Buffers, spot: Spot, name: str, g: int) -> Expr:
+def _section(k: Kernel, buffers: Buffers, spot: Spot, g: int) -> Section:
+    """The values for vector ``g`` by section."""
+    return lambda name, dtype: _channels(k, buffers, spot, name, g, dtype)
+
+
+def _channels(k: Kernel, buffers: Buffers, spot: Spot, name: str, g: int, dtype: str) -> Expr:
     """One value a channel: biases or multipliers."""
-    dtype = k.isa.accumulator if name == "bias" else "float32"
     if k.blocks.uniform:
         return buffers.constants.repeated(name, dtype, k.isa.lanes)
     at = spot.unit * unit_step(k.isa) + slot(k.blocks, k.isa, g)
@@ -268,21 +303,29 @@ def _multiply(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
     if isa.depth == 4:
         return dot_uint8(isa, acc, activations, weights)
     if isa.depth == 2:
-        return dot_int16(acc, activations, weights)
+        return dot_int16(isa, acc, activations, weights)
     return fma(activations, weights, acc, isa.lanes)
 
 
 def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Expr) -> None:
     """Requantize or clamp one block and store it."""
     isa, constants = k.isa, buffers.constants
+    if k.ends:
+        sections = [_section(k, buffers, spot, g) for g in range(isa.fanout)]
+        k.ends.finish(sections, acc, buffers.y, out)
+        return
+    if isa.weights == "int16":
+        two = [rescaled(isa, constants, _section(k, buffers, spot, g), acc[g]) for g in range(isa.fanout)]
+        store(buffers.y, out, pack_words(constants, two, isa), isa.bytes // 2)
+        return
     if k.clamp:
-        for g in range(VECTORS):
+        for g in range(isa.fanout):
             value = _clamp(k.clamp, load(acc[g], 0, isa.lanes), isa.lanes)
             store(buffers.y, out + g * isa.lanes, value, isa.lanes)
         return
     rounded = []
-    for g in range(VECTORS):
-        scale = _channels(k, buffers, spot, "scale", g)
+    for g in range(isa.fanout):
+        scale = _channels(k, buffers, spot, "scale", g, "float32")
         value = T.Cast(f"float32x{isa.lanes}", load(acc[g], 0, isa.lanes)) * scale
         if constants.has("limit"):
             value = T.min(value, constants.repeated("limit", "float32", isa.lanes))

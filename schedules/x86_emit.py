@@ -6,62 +6,109 @@ a condition on the loop's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 from tvm.script.ir_builder import IRBuilder
+from tvm.tirx import PrimFunc
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
 from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
 PREFETCHED_BYTES = 64 * 1024  # smaller weights stay in L1 or L2 from run to run
+SINGLE_BYTES = 256 * 1024  # the same for one pixel, which reads them in one go: the hardware fetches ahead
 
 
 class Epilogue(Protocol):
-    """Turns accumulators into stored results."""
+    """Multiplies, and turns accumulators into stored results."""
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products, in ``acc`` or to the sums that are given back."""
+        ...
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
         ...
 
 
+@dataclass(frozen=True)
+class _Form:
+    """All that the code of a kernel depends on: layers that agree in it share the function."""
+
+    name: str
+    source: TensorSpec
+    packed: TensorSpec
+    out: TensorSpec
+    isa: Isa
+    geometry: Geometry
+    tile: Tile
+    epilogue: Epilogue
+    residual: tuple[TensorSpec, ...]
+    starts: tuple[tuple[str, int], ...]
+
+
 def implement(
     call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
 ) -> Implementation:
-    """The scheduled PrimFunc ``(activation, constants, output)`` and its arguments.
+    """The scheduled PrimFunc ``(activation, residual where the call has one, constants, output)``.
 
     Sections: ``weights``, ``bias``, ``scale``, those of the epilogue, ``fill_in`` and ``fill_out``.
     """
+    packed = TensorSpec(constants.data.shape, str(constants.data.dtype))
+    starts = tuple(constants.starts.items())
+    others = _residuals(call)
+    residual = tuple(call.args[i] for i in others)
+    form = _Form(call.name, call.args[0], packed, call.out, isa, geometry, tile, epilogue, residual, starts)
+    func = _function(form).with_attr(KERNEL, call.name).with_attr(PARAMS, encode_params(call.params))
+    return Implementation(func, (0, *others, constants.data))
+
+
+@contextmanager
+def function(call: KernelCall) -> Iterator[IRBuilder]:
+    """A tagged PrimFunc, to be taken out of the builder afterwards."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(call.name)
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
         T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        _body(call, isa, geometry, tile, epilogue, constants)
-    return Implementation(builder.get(), (0, constants.data))
+        yield builder
 
 
-def _body(
-    call: KernelCall, isa: Isa, geometry: Geometry, tile: Tile, epilogue: Epilogue, constants: Constants
-) -> None:
-    packed_spec = TensorSpec(constants.data.shape, str(constants.data.dtype))
-    source, packed, out = _arguments([call.args[0], packed_spec, call.out])
-    dtype, reader = call.args[0].dtype, Reader(constants, packed)
+@lru_cache(maxsize=64)
+def _function(form: _Form) -> PrimFunc:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(form.name)
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        _body(form)
+    return builder.get()
+
+
+def _residuals(call: KernelCall) -> tuple[int, ...]:
+    """The arguments beside the activation that are known only at run time: at most one."""
+    return tuple(i for i in range(1, len(call.args)) if i not in call.constants)
+
+
+def _body(form: _Form) -> None:
+    geometry = form.geometry
+    source, *residual, packed, out = arguments([form.source, *form.residual, form.packed, form.out])
+    dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
         source = padded_copy(geometry.scratch, source, dtype, pad)
         dtype = geometry.scratch.dtype
     if geometry.halo:
-        fill_halo(geometry.halo, out, reader.scalar("fill_out", call.out.dtype))
-    _walk(Kernel(isa, tile, geometry, source, dtype, reader, out), epilogue)
+        fill_halo(geometry.halo, out, reader.scalar("fill_out", form.out.dtype))
+    walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out, *residual), form.epilogue)
 
 
-def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
+def arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     """Declare the arguments; returns flat views of them."""
     buffers = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
     return [
@@ -69,7 +116,7 @@ def _arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
     ]
 
 
-def _walk(k: Kernel, epilogue: Epilogue) -> None:
+def walk(k: Kernel, epilogue: Epilogue) -> None:
     """The loop over all tiles: the index gives group, channel vectors, image, rows and columns."""
     g = k.geometry
     axes = (Axis(1, 0), Axis(1, 0), *g.pixels)[-3:]
@@ -163,14 +210,13 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue, place: Expr, tiles: int) ->
         T.writes()
         spot = _ahead(k, spot, place, tiles)
         acc = [[accumulator(k.isa) for _ in range(spot.vectors)] for _ in spot.pixels]
-        reduce(k, spot, acc)
-        epilogue.finish(k, spot, acc)
+        epilogue.finish(k, spot, epilogue.reduce(k, spot, acc))
 
 
 def _ahead(k: Kernel, spot: Spot, place: Expr, tiles: int) -> Spot:
     """The tile with its share of the next channels' weights to prefetch, if weights are read in turn."""
     g, step = k.geometry, k.isa.lanes * k.isa.depth
-    if k.tile.order != "om" or g.weight_bytes < PREFETCHED_BYTES:
+    if k.tile.order != "om" or g.weight_bytes < (SINGLE_BYTES if tiles == 1 else PREFETCHED_BYTES):
         return spot
     size = spot.vectors * g.steps * step
     stride = -(-size // (tiles * g.steps))

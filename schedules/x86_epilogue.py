@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm_qplugin.schedules.x86_border import powers_of_two
@@ -19,13 +20,21 @@ from tvm_qplugin.schedules.x86_isa import (
     splat,
     store,
 )
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, reduce
 
 Cell = tuple[int, int]
 
 
+class Plain:
+    """One accumulator takes up the whole sum."""
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products, in ``acc``."""
+        return reduce(kernel, spot, acc)
+
+
 @dataclass(frozen=True)
-class IntegerEpilogue:
+class IntegerEpilogue(Plain):
     """Four vectors at a time: scale, round, pack with saturation, undo the lane order in the store."""
 
     dtype: str
@@ -34,13 +43,14 @@ class IntegerEpilogue:
         """Store every accumulator of a tile."""
         for cells in quads(len(spot.pixels), spot.vectors):
             four = (cells + [cells[-1]] * 3)[:4]
-            packed = self._pack(kernel, [self._rounded(kernel, spot, acc, i, j) for i, j in four])
+            packed = self._pack(kernel, [self.rounded(kernel, spot, acc, i, j) for i, j in four])
             buffer = T.sblock_alloc_buffer((kernel.isa.bytes,), self.dtype)
             store(buffer, 0, packed, kernel.isa.bytes)
-            for start, lanes in _runs(kernel, spot, cells):
-                _store_lanes(kernel, spot.out + start, buffer, lanes)
+            for start, lanes in runs(kernel, spot, cells, packed_lane):
+                store_lanes(kernel, spot.out + start, buffer, lanes)
 
-    def _rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
+    def rounded(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
+        """The scaled accumulator of pixel ``i``, vector ``j`` as int32, zero point not added."""
         lanes = k.isa.lanes
         value = T.Cast(f"float32x{lanes}", load(acc[i][j], 0, lanes)) * k.scale(spot.block + j)
         if k.constants.has("limit"):
@@ -58,7 +68,7 @@ class IntegerEpilogue:
 
 
 @dataclass(frozen=True)
-class FloatEpilogue:
+class FloatEpilogue(Plain):
     """Clamp to ``[lo, hi]`` (None: unbounded) and store."""
 
     lo: float | None
@@ -71,7 +81,7 @@ class FloatEpilogue:
             for j, cell in enumerate(row):
                 store(cell, 0, self._clamp(load(cell, 0, lanes), lanes), lanes)
                 valid = spot.valid if j == spot.vectors - 1 else lanes
-                _store_lanes(kernel, spot.out + out + j * lanes, cell, list(range(valid)))
+                store_lanes(kernel, spot.out + out + j * lanes, cell, list(range(valid)))
 
     def _clamp(self, value: Expr, lanes: int) -> Expr:
         if self.hi is not None:
@@ -96,21 +106,26 @@ def quads(pixels: int, vectors: int) -> list[list[Cell]]:
     return groups
 
 
-def _runs(k: Kernel, spot: Spot, cells: list[Cell]) -> list[tuple[int, list[int]]]:
-    """Contiguous pieces of output that a packed vector holds: (offset from the tile, its lanes)."""
-    runs: list[tuple[int, list[int]]] = []
+def runs(
+    k: Kernel, spot: Spot, cells: list[Cell], lane: Callable[[int, int], int]
+) -> list[tuple[int, list[int]]]:
+    """Contiguous pieces of output that a packed vector holds: (offset from the tile, its lanes).
+
+    ``lane(vector, element)``: where packing puts an element.
+    """
+    found: list[tuple[int, list[int]]] = []
     for v, (i, j) in enumerate(cells):
         valid = spot.valid if j == spot.vectors - 1 else k.isa.lanes
-        lanes = [packed_lane(v, e) for e in range(valid)]
+        lanes = [lane(v, e) for e in range(valid)]
         start = spot.pixels[i][1] + j * k.isa.lanes
-        if runs and runs[-1][0] + len(runs[-1][1]) == start:
-            runs[-1][1].extend(lanes)
+        if found and found[-1][0] + len(found[-1][1]) == start:
+            found[-1][1].extend(lanes)
         else:
-            runs.append((start, lanes))
-    return runs
+            found.append((start, lanes))
+    return found
 
 
-def _store_lanes(k: Kernel, at: Expr, vector: Buffer, lanes: list[int]) -> None:
+def store_lanes(k: Kernel, at: Expr, vector: Buffer, lanes: list[int]) -> None:
     """Write the named lanes of a one-vector buffer, in pieces of a power of two."""
     width = vector.shape[0]
     for offset, length in powers_of_two(0, len(lanes)):

@@ -7,7 +7,7 @@ expressions made there; buffers are flat, an index counts elements.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm
@@ -26,7 +26,9 @@ class Isa:
 
     ``lanes`` accumulators (int32 or float32) a vector, each adding ``depth`` products an instruction;
     ``registers`` vector registers, of which ``scratch`` are needed besides accumulators and weights.
-    ``source`` is the dtype that activations must be stored in, None for that of the tensor.
+    ``source`` is the dtype that activations must be stored in, None for that of the tensor; ``weights`` the
+    one that weights are packed as; ``fused`` LLVM's name of an instruction that adds products of int16, if
+    there is one.
     """
 
     name: str
@@ -37,20 +39,31 @@ class Isa:
     scratch: int
     accumulator: str = "int32"
     source: str | None = None
+    weights: str = "int8"
+    fused: str | None = None
 
     @property
     def bytes(self) -> int:
         """Size of a vector register."""
         return self.lanes * 4
 
+    @property
+    def fanout(self) -> int:
+        """Accumulators that belong together: those of a register of stored activations; four of floats."""
+        return 2 if self.weights == "int16" else 4
+
 
 VNNI512 = Isa("vnni512", (("avx512vnni", "avx512bw"),), 16, 4, 32, 1)
 AVXVNNI256 = Isa("avxvnni256", (("avxvnni",), ("avx512vl", "avx512vnni")), 8, 4, 16, 1)
 AVX2 = Isa("avx2", (("avx2", "fma"),), 8, 2, 16, 2, source="int16")
-F32_512 = Isa("f32_512", (("avx512f",),), 16, 1, 32, 1, "float32")
-F32_256 = Isa("f32_256", (("avx2", "fma"),), 8, 1, 16, 1, "float32")
+F32_512 = Isa("f32_512", (("avx512f",),), 16, 1, 32, 1, "float32", weights="float32")
+F32_256 = Isa("f32_256", (("avx2", "fma"),), 8, 1, 16, 1, "float32", weights="float32")
+I16_512 = replace(VNNI512, name="i16_512", depth=2, weights="int16", fused="llvm.x86.avx512.vpdpwssd.512")
+I16_256 = replace(AVXVNNI256, name="i16_256", depth=2, weights="int16", fused="llvm.x86.avx512.vpdpwssd.256")
+I16_AVX2 = replace(AVX2, name="i16_avx2", source=None, weights="int16")
 
-TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, F32_512, F32_256)}
+INTEGER16 = (I16_512, I16_256, I16_AVX2)
+TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, F32_512, F32_256, *INTEGER16)}
 
 
 def supports(isa: Isa, target: tvm.target.Target) -> bool:
@@ -67,6 +80,8 @@ def select_isa(dtype: str, target: tvm.target.Target) -> Isa | None:
     """
     if dtype == "float32":
         return next((isa for isa in (F32_512, F32_256) if supports(isa, target)), None)
+    if dtype == "int16":
+        return next((isa for isa in INTEGER16 if supports(isa, target)), None)
     if dtype not in ("int8", "uint8"):
         return None
     vnni = next((isa for isa in (VNNI512, AVXVNNI256) if supports(isa, target)), None)
@@ -115,9 +130,17 @@ def dot_uint8(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
     return intrinsic(f"int32x{isa.lanes}", name, acc, activations, weights)
 
 
-def dot_int16(acc: Expr, activations: Expr, weights: Expr) -> Expr:
-    """``vpmaddwd`` and add: two products int16 x int16 to each of 8 int32 lanes."""
+def dot_int16(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
+    """``vpdpwssd``, or ``vpmaddwd`` and add: two products int16 x int16 to each int32 lane."""
+    if isa.fused:
+        return intrinsic(f"int32x{isa.lanes}", isa.fused, acc, activations, weights)
     return acc + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", activations, weights)
+
+
+def high_uint16(a: Expr, b: Expr, isa: Isa) -> Expr:
+    """``vpmulhuw``: the upper halves of products uint16 x uint16."""
+    name = "llvm.x86.avx512.pmulhu.w.512" if isa.bytes == 64 else "llvm.x86.avx2.pmulhu.w"
+    return intrinsic(f"int16x{isa.bytes // 2}", name, a, b)
 
 
 def fma(a: Expr, b: Expr, acc: Expr, lanes: int) -> Expr:

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
+from tvm_qplugin.schedules.x86_int16 import implement16
 from tvm_qplugin.schedules.x86_isa import Isa
-from tvm_qplugin.schedules.x86_pack import fold_zero_point, pack_channels, pack_weights, requantization
+from tvm_qplugin.schedules.x86_pack import (
+    Requantization,
+    fold_zero_point,
+    pack_channels,
+    pack_weights,
+    requantization,
+)
+from tvm_qplugin.schedules.x86_residual import ResidualEpilogue, residual_sections
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
 
 
@@ -26,16 +35,22 @@ class Plan:
 
     def default(self) -> Tile:
         """The tile of least estimated cost."""
-        return default_tile(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+        return default_tile(self.isa, self.geometry.shape, self._weight_bytes)
 
     def candidates(self) -> list[Tile]:
         """Tiles worth measuring, the default first."""
-        return candidate_tiles(self.isa, self.geometry.shape, self.geometry.weight_bytes)
+        return candidate_tiles(self.isa, self.geometry.shape, self._weight_bytes)
+
+    @property
+    def _weight_bytes(self) -> int:
+        return self.geometry.weight_bytes * (2 if self.isa.weights == "int16" else 1)
 
     def implement(self, tile: Tile) -> Implementation | None:
         """Pack the constants and generate; None when the folded bias does not fit int32."""
         if self.isa.accumulator == "float32":
             return self._implement_float(tile)
+        if self.isa.weights == "int16":
+            return implement16(self.call, self.isa, self.geometry, tile)
         return self._implement_integer(tile)
 
     def _implement_integer(self, tile: Tile) -> Implementation | None:
@@ -51,12 +66,18 @@ class Plan:
             weights=pack_weights(weights, geometry),
             bias=pack_channels(bias, geometry),
             scale=pack_channels(factor, geometry),
-            **words(finish),
+            **self._finishing(finish),
             **fills(
                 fill_in=zero if geometry.scratch else 0, fill_out=finish.zero_point if geometry.halo else 0
             ),
         )
-        return implement(call, self.isa, geometry, tile, IntegerEpilogue(call.out.dtype), constants)
+        epilogue = (ResidualEpilogue if "add" in call.params else IntegerEpilogue)(call.out.dtype)
+        return implement(call, self.isa, geometry, tile, epilogue, constants)
+
+    def _finishing(self, finish: Requantization) -> dict[str, Array]:
+        """The sections that the epilogue reads beside ``scale``."""
+        add = self.call.params.get("add")
+        return words(finish) if add is None else residual_sections(finish, add)
 
     def _implement_float(self, tile: Tile) -> Implementation:
         call, geometry = self.call, self.geometry
@@ -71,7 +92,10 @@ class Plan:
 
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     """Whether it is one of the named kernels, of served dtypes, constant but for its activation."""
-    if call.name not in kernels or any(i not in call.constants for i in range(1, len(call.args))):
+    weighted = range(1, 4 if "add" in call.params else len(call.args))
+    if call.name not in kernels or any(i not in call.constants for i in weighted):
+        return False
+    if (call.args[0].dtype == "int16") != (call.out.dtype == "int16"):
         return False
     dtypes = (call.args[1].dtype, call.out.dtype)
-    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("float32", "float32"))
+    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))

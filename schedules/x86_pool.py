@@ -99,6 +99,6 @@ def _maximum(call: KernelCall, target: tvm.target.Target, isa: Isa, w: Window) -
     config: Config = complete(w, isa, cores_of(target), mode, rows, 2)
     finish = Requantization(dtype, int(p.get("out_zp", 0)), int(p["lo"]), int(p["hi"]), False)
     cut, unused = uniform_blocks(w, mode, isa.bytes), WeightPlan((), {})
-    kernel = Kernel(isa, w, config, cut, source(w, config), unused, dtype, cores_of(target), None, True)
+    kernel = Kernel(isa, w, config, cut, source(w, config), unused, dtype, cores_of(target), maximum=True)
     halo = fills(fill_out=finish.zero_point if any(w.halo) else 0)
     return implement(call, kernel, Constants.join(**words(finish, shifts=False), **halo))

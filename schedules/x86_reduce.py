@@ -46,7 +46,7 @@ class Spot:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the emitting functions share."""
+    """What the emitting functions share; ``residual``: a tensor in the layout of ``out`` that is added."""
 
     isa: Isa
     tile: Tile
@@ -55,11 +55,11 @@ class Kernel:
     source_dtype: str
     constants: Reader
     out: Buffer
+    residual: Buffer | None = None
 
     def weights(self, at: Index) -> Expr:
-        """The packed weights of one multiply, from element ``at``."""
-        dtype = "float32" if self.isa.depth == 1 else "int8"
-        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, dtype)
+        """The packed weights of one multiply, from element ``at``; they stand first among the constants."""
+        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, self.constants.dtype)
 
     def bias(self, block: Index) -> Expr:
         """What the accumulators of a vector of channels start from."""
@@ -70,17 +70,23 @@ class Kernel:
         return self.constants.vector("scale", block * self.isa.lanes, self.isa.lanes, "float32")
 
 
-def reduce(k: Kernel, spot: Spot, acc: Cells) -> None:
+def reduce(k: Kernel, spot: Spot, acc: Cells) -> Cells:
     """Start every accumulator ``acc[pixel][vector]`` from its bias and add all products."""
     for j in range(spot.vectors):
         for row in acc:
             store(row[j], 0, k.bias(spot.block + j), k.isa.lanes)
-    _loops(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
+    return products(k, spot, acc)
+
+
+def products(k: Kernel, spot: Spot, acc: Cells) -> Cells:
+    """Add all products to every accumulator."""
+    loops(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
     if k.geometry.folds:
         _folded_steps(k, spot, acc)
+    return acc
 
 
-def _loops(
+def loops(
     k: Kernel,
     spot: Spot,
     acc: Cells,
@@ -93,17 +99,17 @@ def _loops(
     if taps:
 
         def body(i: Index) -> None:
-            _loops(k, spot, acc, taps[1:], offset + i * taps[0].source, step * taps[0].extent + i, unroll)
+            loops(k, spot, acc, taps[1:], offset + i * taps[0].source, step * taps[0].extent + i, unroll)
 
         _repeat(taps[0].extent, unroll, body)
         return
     g = k.geometry
     per_span = g.full_steps + g.has_tail
     short = unroll or g.full_steps <= UNROLLED_SPAN
-    _repeat(g.full_steps, short, lambda i: _multiply(k, spot, acc, offset + i * g.depth, step * per_span + i))
+    _repeat(g.full_steps, short, lambda i: multiply(k, spot, acc, offset + i * g.depth, step * per_span + i))
     if g.has_tail:
         at = offset + max(g.span - g.depth, 0)
-        _multiply(k, spot, acc, at, step * per_span + g.full_steps)
+        multiply(k, spot, acc, at, step * per_span + g.full_steps)
 
 
 def _folded_steps(k: Kernel, spot: Spot, acc: Cells) -> None:
@@ -112,7 +118,7 @@ def _folded_steps(k: Kernel, spot: Spot, acc: Cells) -> None:
     taps = range(g.outer)
     for n in range(0, g.outer, g.depth):
         offsets = [tap * g.taps[0].source + g.span - 1 for tap in taps[n : n + g.depth]]
-        _multiply(k, spot, acc, offsets, g.outer * g.full_steps + n // g.depth)
+        multiply(k, spot, acc, offsets, g.outer * g.full_steps + n // g.depth)
 
 
 def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
@@ -124,7 +130,7 @@ def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
         body(i)
 
 
-def _multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step: Index) -> None:
+def multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step: Index) -> None:
     """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
     isa, width = k.isa, k.isa.lanes * k.isa.depth
     base, size = spot.block * (k.geometry.steps * width), k.geometry.steps * width
@@ -143,7 +149,7 @@ def _prefetch(k: Kernel, spot: Spot, step: Index) -> None:
     if spot.ahead is None:
         return
     start, stride = spot.ahead
-    for element in range(0, stride, CACHE_LINE // k.constants.constants.data.dtype.itemsize):
+    for element in range(0, stride, CACHE_LINE // k.constants.item):
         k.constants.prefetch("weights", start + step * stride + element)
 
 
@@ -171,5 +177,5 @@ def _accumulate(isa: Isa, acc: Expr, activation: Expr, weights: Expr) -> Expr:
     if isa.depth == 4:
         return dot_uint8(isa, acc, activation, weights)
     if isa.depth == 2:
-        return dot_int16(acc, activation, T.Cast(f"int16x{isa.lanes * 2}", weights))
+        return dot_int16(isa, acc, activation, T.Cast(f"int16x{isa.lanes * 2}", weights))
     return fma(activation, weights, acc, isa.lanes)

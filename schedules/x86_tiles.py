@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm_qplugin.schedules.x86_isa import Isa
 
@@ -12,6 +12,7 @@ STREAMED = 3.0  # multiply slots that a vector of weights costs from L2; 1.1 fro
 MIN_PARALLEL_INSTRUCTIONS = 12_000
 LATENCY = 10.0  # two multiply units, five cycles each; short reductions overlap with the next tile
 MOST_PIXELS = 16
+SINGLE_UNROLL = 32  # steps of a single pixel written out: nothing but loads of weights decides there
 TILE_OVERHEAD = 4.0
 EPILOGUE = 4.0
 KIND_PENALTY = 0.015  # every kind of tile is emitted once more: a little slower is better than much larger
@@ -102,7 +103,8 @@ def _tile_cycles(isa: Isa, steps: int, mt: int, nt: int) -> float:
 def default_tile(isa: Isa, shape: Shape, weight_bytes: int) -> Tile:
     """The tile of least estimated cost."""
     order = "mo" if weight_bytes <= L1_BYTES else "om"
-    return min(_tiles(isa, shape, order), key=lambda tile: (estimate(isa, shape, tile), -tile.nt))
+    best = min(_tiles(isa, shape, order), key=lambda tile: (estimate(isa, shape, tile), -tile.nt))
+    return replace(best, unroll=SINGLE_UNROLL) if shape.rows * shape.columns == 1 else best
 
 
 def candidate_tiles(isa: Isa, shape: Shape, weight_bytes: int, limit: int = 24) -> list[Tile]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from typing import Any, cast
 
 import tvm
 
+from tvm_qplugin.core.attrs import KernelCall
 from tvm_qplugin.core.errors import TargetError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.registry import Registry
+from tvm_qplugin.core.tunable import Tunable
 from tvm_qplugin.schedules.x86_isa import AVX2, supports
+
+TunableRule = Callable[[KernelCall, tvm.target.Target], Tunable | None]
 
 PROFILES: Registry[TargetProfile] = Registry(
     "target",
@@ -58,6 +63,21 @@ def rules_of(profile: TargetProfile) -> tuple[Any, ...]:
     return tuple(_load(path) for path in profile.rules)
 
 
+def tunables_of(profile: TargetProfile) -> tuple[TunableRule, ...]:
+    """What of a profile can be tuned, imported."""
+    return tuple(_load(path) for path in profile.tunables)
+
+
+def fusions_of(profile: TargetProfile) -> tuple[Any, ...]:
+    """What decides which kernels a profile computes as one, imported."""
+    return tuple(_load(path) for path in profile.fusions)
+
+
+def halos_of(profile: TargetProfile) -> tuple[Any, ...]:
+    """What decides which kernels of a profile read and write padded tensors, imported."""
+    return tuple(_load(path) for path in profile.halos)
+
+
 def float_passes(profile: TargetProfile) -> tuple[Any, ...]:
     """The rewrites of a float module, before it is calibrated."""
     return tuple(_load(path)() for path in profile.float_passes)
@@ -74,7 +94,7 @@ def profile_of(target: tvm.target.Target) -> TargetProfile:
         raise TargetError(f"target kind {target.kind.name!r}: only CPUs (llvm) can be compiled for")
     base = PROFILES["host"] if supports(AVX2, target) else PROFILES["x86-64"]
     config = {key: value for key, value in target.export().items() if isinstance(value, str | int)}
-    return TargetProfile("custom", str(target), config, base.storage, base.rules)
+    return replace(base, name="custom", description=str(target), tvm=config)
 
 
 def _host_cpu() -> str:

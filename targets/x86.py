@@ -10,10 +10,15 @@ X86_RULES = (
     f"{_SCHEDULES}x86_depthwise:rule",
     f"{_SCHEDULES}x86_conv:rule",
     f"{_SCHEDULES}x86_dense:rule",
+    f"{_SCHEDULES}x86_dynamic:rule",
     f"{_SCHEDULES}x86_pool:rule",
+    f"{_SCHEDULES}x86_average:rule",
     f"{_SCHEDULES}x86_add:rule",
     *PORTABLE_RULES,
 )
+X86_TUNABLES = tuple(f"{_SCHEDULES}x86_tunable:{name}" for name in ("depthwise", "conv", "dense"))
+X86_FUSIONS = (f"{_SCHEDULES}x86_conv:fuses",)
+X86_HALOS = (f"{_SCHEDULES}x86_halo:serves",)
 
 HOST = TargetProfile(
     "host",
@@ -21,6 +26,9 @@ HOST = TargetProfile(
     {"kind": "llvm", "mcpu": "host", "num-cores": "host"},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V4 = TargetProfile(
     "x86-64-v4-vnni",
@@ -28,6 +36,9 @@ X86_V4 = TargetProfile(
     {"kind": "llvm", "mcpu": "icelake-server", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_AVXVNNI = TargetProfile(
     "x86-64-avxvnni",
@@ -35,6 +46,9 @@ X86_AVXVNNI = TargetProfile(
     {"kind": "llvm", "mcpu": "alderlake", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86_V3 = TargetProfile(
     "x86-64-v3",
@@ -42,6 +56,9 @@ X86_V3 = TargetProfile(
     {"kind": "llvm", "mcpu": "haswell", "num-cores": 4},
     "uint8",
     X86_RULES,
+    X86_TUNABLES,
+    fusions=X86_FUSIONS,
+    halos=X86_HALOS,
 )
 X86 = TargetProfile(
     "x86-64",

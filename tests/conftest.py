@@ -12,6 +12,10 @@ from tvm.ir.transform import PassContext
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# A folder of the tests' own, for subprocesses as well; a second run finds in it what it compiles.
+os.environ |= {"TVM_QPLUGIN_CACHE": str(ROOT / ".pytest_cache" / "kernels"), "TVM_QPLUGIN_CACHE_SIZE": "200M"}
+
+
 def data_directory() -> Path | None:
     """``QPLUGIN_DATA``, default ``../shared`` from the repository; set but empty: no data."""
     setting = os.environ.get("QPLUGIN_DATA", "../shared")

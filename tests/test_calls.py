@@ -2,22 +2,28 @@
 
 import numpy as np
 import pytest
+from tvm import IRModule
 
 import tvm_qplugin as qp
 from tvm_qplugin import demo
 from tvm_qplugin.artifact import Artifact
+from tvm_qplugin.core.attrs import MERGED
 
 MIXED = {"name": "mixed", "scheme": "int8", "rules": [{"scope": "residual_second", "scheme": "float"}]}
 RECIPES = {"float": None, "int8": "int8", "mixed": MIXED, "int16x8": "int16x8", "fp16": "fp16"}
 
 
 @pytest.fixture(scope="module", params=RECIPES)
-def built(request) -> Artifact:
-    module = qp.load(demo.model_path())
-    recipe = RECIPES[request.param]
-    if recipe is not None:
-        module = qp.quantize(module, calibration=demo.calibration()[:8], recipe=recipe)
-    return qp.build(module)
+def module(request) -> IRModule:
+    loaded, recipe = qp.load(demo.model_path()), RECIPES[request.param]
+    return (
+        loaded if recipe is None else qp.quantize(loaded, calibration=demo.calibration()[:8], recipe=recipe)
+    )
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["merged", "separate"])
+def built(request, module) -> Artifact:
+    return qp.build(module, merge=request.param)
 
 
 def test_the_machine_makes_these_calls(built):
@@ -54,12 +60,33 @@ def test_kernels_and_multiply_adds(built):
     assert sum(op.macs for op in operators) == 5_028_096
     for call in built.manifest.calls:
         macs = sum(operators[position].macs for position in call.operators)
-        assert bool(macs) == (str(call.kernel)[1:] in ("conv2d", "dense", "conv2d16", "dense16")), call
+        if call.kernel != MERGED:
+            kernel = str(call.kernel)[1:].removesuffix("_add").removesuffix("16")
+            assert bool(macs) == (kernel in ("conv2d", "dense")), call
+
+
+def test_merged_calls_have_the_dtype_of_their_largest_kernel(module):
+    together, apart = (qp.build(module, merge=merge).manifest for merge in (True, False))
+    for call in (call for call in together.calls if call.kernel == MERGED):
+        inside = [single for single in apart.calls if set(single.operators) <= set(call.operators)]
+        largest = max(inside, key=lambda single: sum(apart.operators[i].macs for i in single.operators))
+        assert call.dtype == largest.dtype
+
+
+@pytest.mark.parametrize(("target", "together"), [("x86-64-v4-vnni", True), ("x86-64", False)])
+def test_an_addition_is_named_beside_the_convolution_that_does_it(target, together):
+    module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], target=target)
+    manifest = qp.build(module, target=target, merge=False).manifest
+    (add,) = (i for i, op in enumerate(manifest.operators) if op.op == "add")
+    (call,) = (call for call in manifest.calls if add in call.operators)
+    names = [manifest.operators[i].op for i in call.operators]
+    assert names == (["conv2d", "add"] if together else ["add"])
+    assert manifest.operators[add].kernel == call.kernel == ("qconv2d_add" if together else "qadd")
 
 
 def test_bytes_are_those_of_operands_and_result():
     module = qp.load(demo.model_path())
-    artifact = qp.build(module, target="x86-64")
+    artifact = qp.build(module, target="x86-64", merge=False)
     call = next(call for call in artifact.manifest.calls if call.function == "max_pool2d")
     assert call.bytes == np.zeros((1, 8, 8, 64), "float32").nbytes + np.zeros((1, 4, 4, 64), "float32").nbytes
     assert call.dtype == "float32" and call.kernel is None
@@ -68,5 +95,5 @@ def test_bytes_are_those_of_operands_and_result():
 def test_conversions_that_the_model_does_not_have_have_no_operator():
     """An int8 output of a model that stores uint8 inside is shifted by a kernel of its own."""
     module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], io="int8")
-    last = qp.build(module).manifest.calls[-1]
+    last = qp.build(module, merge=False).manifest.calls[-1]
     assert (last.kernel, last.operators) == ("requantize", ())

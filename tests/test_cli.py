@@ -173,6 +173,34 @@ def test_build_reports_sizes_and_dumps(made, tmp_path):
     assert any((tmp_path / "ir").iterdir())
 
 
+def test_build_says_what_it_compiled_and_cache_what_is_kept(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVM_QPLUGIN_CACHE", str(tmp_path / "kernels"))
+    first = data("build", made / "q", "-o", tmp_path / "a")["kernels"]
+    assert first["compiled"] == data("cache")["entries"] > 0 and first["cached"] == 0
+    assert data("build", made / "q", "-o", tmp_path / "a", "--jobs", 1)["kernels"] == {
+        "compiled": 0,
+        "cached": first["compiled"],
+    }
+    assert data("build", made / "q", "-o", tmp_path / "a", "--no-cache")["kernels"] == first
+    assert str(tmp_path / "kernels") in ok("cache").stdout
+    assert data("cache", "--clear")["entries"] == first["compiled"]
+    assert data("cache")["entries"] == 0
+    assert data("build", made / "q", "-o", tmp_path / "a")["kernels"] == first
+
+
+def test_build_goes_on_without_a_cache(made, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TVM_QPLUGIN_CACHE", str(tmp_path / "file"))
+    result = ok("build", made / "q", "-o", tmp_path / "a")
+    assert result.stderr.count("compiled kernels are not kept") == 1 and "Warning" not in result.stderr
+
+
+def test_a_wrong_size_of_the_cache(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("TVM_QPLUGIN_CACHE_SIZE", "large")
+    result = call("build", made / "q", "-o", tmp_path / "a")
+    assert result.exit_code == 1 and "TVM_QPLUGIN_CACHE_SIZE='large'" in result.stderr
+
+
 def test_build_takes_a_float_onnx_file(tmp_path):
     found = data("build", MODEL, "-o", tmp_path / "a")
     assert found["totals"]["integer"] == 0

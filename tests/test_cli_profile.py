@@ -28,17 +28,18 @@ def data(*args: object) -> dict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """``mixed``: int8 but for one layer, ``float``, and ``old`` for a CPU without vectors."""
+    """``mixed``: int8 but for one layer; ``merged``; ``float``; ``old`` for a CPU without vectors."""
     folder = tmp_path_factory.mktemp("profile")
     quantize = ("quantize", MODEL, "--calibration", SAMPLES, "--samples", "8")
     ok(*quantize, "--float", "residual_second_second", "-o", folder / "q")
-    ok("build", folder / "q", "-o", folder / "mixed")
+    ok("build", folder / "q", "-o", folder / "merged")
+    ok("build", folder / "q", "--separate-kernels", "-o", folder / "mixed")
     ok("build", folder / "q", "--target", "x86-64", "-o", folder / "old")
-    ok("build", MODEL, "-o", folder / "float")
+    ok("build", MODEL, "--separate-kernels", "-o", folder / "float")
     return folder
 
 
-@pytest.mark.parametrize("name", ["mixed", "float"])
+@pytest.mark.parametrize("name", ["mixed", "merged", "float"])
 def test_bench_profile(made, name):
     found = data("bench", made / name, "--profile", "--repeat", "3")
     assert found["measurements"][0]["runs"] == 3
@@ -50,6 +51,15 @@ def test_bench_profile(made, name):
     assert sum(layer["share"] for layer in profile["layers"]) == pytest.approx(1)
     assert sum(kind["ms"] for kind in profile["kinds"]) == pytest.approx(profile["kernels_ms"])
     assert set(profile["peaks"]) == {layer["dtype"] for layer in profile["layers"]}
+
+
+def test_bench_profile_of_merged_kernels(made):
+    text = ok("bench", made / "merged", "--profile", "--repeat", "3")
+    assert "operators)" in text and "tvm-qplugin build --separate-kernels" in text
+    assert "--separate-kernels" not in ok("bench", made / "mixed", "--profile", "--repeat", "3")
+    found = data("why-slow", made / "merged", "--repeat", "3")["findings"]
+    (finding,) = [finding for finding in found if finding["kind"] == "merged"]
+    assert "--separate-kernels" in finding["advice"] and finding["share"] > 0
 
 
 def test_bench_without_profile_has_none(made):

@@ -17,7 +17,7 @@ MIXED = {"name": "mixed", "scheme": "int8", "rules": [{"scope": "residual_second
 def artifact(tmp_path_factory) -> Artifact:
     """Saved and loaded: nothing but the files is known."""
     module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], recipe=MIXED)
-    return Artifact.load(qp.build(module).save(tmp_path_factory.mktemp("profile") / "a"))
+    return Artifact.load(qp.build(module, merge=False).save(tmp_path_factory.mktemp("profile") / "a"))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,16 @@ def test_float_layers_say_why(profile):
     (layer,) = [layer for layer in profile.layers if not layer.integer]
     assert layer.op == "conv2d" and layer.dtype == "float32" and "recipe" in str(layer.reason)
     assert len(layer.names) == 2 and layer.macs == 2_359_296
+
+
+def test_a_merged_function_is_one_layer_of_all_names(artifact):
+    module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], recipe=MIXED)
+    merged = qp.profile(qp.build(module), repeat=3)
+    (layer,) = merged.merged
+    assert layer.op == "merged" and layer.integer and layer.ms > 0
+    names = [name for other in merged.layers for name in other.names]
+    assert names == [op.name for op in artifact.manifest.operators]
+    assert sum(other.macs for other in merged.layers) == sum(op.macs for op in artifact.manifest.operators)
 
 
 def test_kinds_add_up(profile):

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.frontend import check_canonical, load
+from tvm_qplugin.onnx_file import shape_error, without_weights
 
 FLOAT = onnx.TensorProto.FLOAT
 Change = Callable[[onnx.ModelProto], None]
@@ -274,3 +275,17 @@ def test_random_corruption(tmp_path: Path, seed: int) -> None:
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         _load_or_refuse(path)
+
+
+def test_shapes_are_checked_without_copying_the_weights():
+    model = small_model()
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "fc")
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((3, 4096), "float32"), "fc"))
+    outline = without_weights(model)
+    assert outline.ByteSize() < 3000 < model.ByteSize()
+    assert [tensor.dims for tensor in outline.graph.initializer] == [t.dims for t in model.graph.initializer]
+    assert outline.graph.node == model.graph.node and weight.raw_data
+    error = shape_error(model)
+    assert error is not None and "contradict" in str(error)
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((3, 36), "float32"), "fc"))
+    assert shape_error(model) is None

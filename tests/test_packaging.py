@@ -98,7 +98,7 @@ def test_wheel(distributions):
     assert {name for name in top if not name.endswith(".dist-info")} == {"tvm_qplugin"}
     expected = [f"{package.replace('.', '/')}/__init__.py" for package in SETUPTOOLS["packages"]]
     expected += [f"tvm_qplugin/demo/{name}" for name in ("digits.onnx", "calibration.npz", "test.npz")]
-    expected += ["tvm_qplugin/py.typed"]
+    expected += ["tvm_qplugin/py.typed", "tvm_qplugin/schedules/db/x86-avx512vnni.jsonl"]
     assert not set(expected) - set(names)
     for folder in LINKS:
         for file in (ROOT / folder).glob("*.py"):

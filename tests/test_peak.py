@@ -14,6 +14,9 @@ CPUS = {
     "avx2": "haswell",
     "f32_512": "icelake-server",
     "f32_256": "haswell",
+    "i16_512": "icelake-server",
+    "i16_256": "alderlake",
+    "i16_avx2": "haswell",
 }
 MNEMONICS = {
     "vnni512": "vpdpbusd",
@@ -21,6 +24,9 @@ MNEMONICS = {
     "avx2": "vpmaddwd",
     "f32_512": "vfmadd",
     "f32_256": "vfmadd",
+    "i16_512": "vpdpwssd",
+    "i16_256": "vpdpwssd",
+    "i16_avx2": "vpmaddwd",
 }
 
 
@@ -57,7 +63,7 @@ def test_the_loop_holds_its_accumulators_in_registers(name):
     assert not [line for line in lines if MNEMONICS[name] in line and "(%rsp)" in line]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "uint8", "int16"])
 def test_a_peak_or_a_reason(dtype):
     found = peak.peak_of(dtype)
     assert peak.peak_of(dtype) is found
@@ -79,7 +85,7 @@ def test_no_instruction_is_a_reason(monkeypatch):
 
 
 def test_other_types_have_no_peak():
-    assert peak.peak_of("int16") == peak.Peak(None, None, "the peak of int16 is not measured")
+    assert peak.peak_of("int32") == peak.Peak(None, None, "the peak of int32 is not measured")
 
 
 def test_every_instruction_set_has_a_name():

@@ -88,7 +88,7 @@ def test_operators_json_has_the_parameters():
 @pytest.mark.parametrize("width", [80, 160])
 def test_operators_table(width):
     text = shown(report.operators_table(MANIFEST), width)
-    for part in ("conv_out", "qconv2d", "1x4x4x2", "0.5, -3", "1.5 KB", "2.0 M", "[red]", "integer", "float"):
+    for part in ("conv_out", "qconv2d", "1x4x4x2", "0.5, -3", "1.5 KB", "2.0 M", "[red]", "int8", "float"):
         assert part in text
 
 

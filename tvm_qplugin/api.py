@@ -42,8 +42,9 @@ def quantize(
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
     With ``recipe="fp16"`` constants become float16, with ``"dynamic"`` weights become int8 and activations
-    are quantized at run time, by LiteRT and ``simulate``; ``build`` computes both in float32 with the
-    constants expanded. They need no ``calibration``; if some is given it is not looked at.
+    are quantized at run time. ``build`` computes the former in float32 with the constants expanded, and so
+    the latter's layers where the target has no kernel for them. They need no ``calibration``; if some is
+    given it is not looked at.
 
     ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
@@ -59,7 +60,7 @@ def quantize(
     """
     profile = find_profile(target)
     chosen = find_recipe(profile.recipe if recipe is None else recipe)
-    if chosen.scheme == "float":
+    if chosen.schemes == {"float"}:
         raise RecipeError("recipe 'float' quantizes nothing: pass the result of load() to build()")
     with dumping(dump):
         module = prepare(model, target=profile, batch=batch, input_layout=input_layout, shapes=shapes)

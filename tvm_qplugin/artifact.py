@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,9 @@ from tvm_qplugin import measure
 from tvm_qplugin.core.errors import ArtifactError, InputError, TargetError
 from tvm_qplugin.core.manifest import Manifest, TensorInfo
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.linking import Linkable
 from tvm_qplugin.measure import Measurement
-from tvm_qplugin.store import LIBRARY, read_manifest, verify, write
+from tvm_qplugin.store import LIBRARY, digest, read_manifest, verify, write
 
 LINK_OPTIONS = ["-O2", "-s", "-Wl,-O1,--gc-sections,--build-id=none,-z,noseparate-code"]
 SIMD = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
@@ -50,14 +50,15 @@ class Artifact:
     @classmethod
     def create(
         cls,
-        executable: relax.VMExecutable,
+        executable: Linkable | relax.VMExecutable,
         manifest: Manifest,
         *,
         compiler: str | None = None,
         files: Mapping[str, bytes] | None = None,
     ) -> Artifact:
-        """Link what ``relax.build`` returned and complete ``manifest`` (versions, sizes, sha256, SIMD).
+        """Link what was compiled and complete ``manifest`` (versions, sizes, sha256, SIMD).
 
+        ``executable``: what ``relax.build`` or ``compile_kernels`` returned.
         ``compiler``: C++ compiler that links for the target (default: ``$CXX``, then the host's).
         ``files``: further files of the artifact. Raises TargetError when linking fails.
         """
@@ -66,13 +67,13 @@ class Artifact:
         for name, content in (files or {}).items():
             (directory / name).write_bytes(content)
         _link(executable, directory / LIBRARY, compiler)
-        contents = {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+        paths = sorted(directory.iterdir())
         manifest = replace(
             manifest,
             versions={**_versions(), **manifest.versions},
             target={"simd": _simd(manifest.target.get("tvm")), **manifest.target},
-            sizes={**manifest.sizes, **{name: len(data) for name, data in contents.items()}},
-            sha256={name: sha256(data).hexdigest() for name, data in contents.items()},
+            sizes={**manifest.sizes, **{path.name: path.stat().st_size for path in paths}},
+            sha256={path.name: digest(path) for path in paths},
         )
         return cls(manifest, directory, scratch)
 
@@ -193,7 +194,7 @@ def _open(library: Path) -> tvm.runtime.Module:
         return tvm_ffi.load_module(str(alias))  # TVM's own function would resolve the link
 
 
-def _link(executable: relax.VMExecutable, library: Path, compiler: str | None) -> None:
+def _link(executable: Linkable | relax.VMExecutable, library: Path, compiler: str | None) -> None:
     compiler = compiler or tvm.support.cc.get_cc()
     if compiler is None or shutil.which(compiler) is None:
         raise TargetError(

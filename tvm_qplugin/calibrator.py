@@ -145,7 +145,8 @@ class _Run:
         """Compile the observed model."""
         self.inputs = inputs_of(self.module)
         self.outputs = len(ir.output_vars(ir.main_function(self.module)))
-        self.function = compile_function(tvm.transform.Sequential([InsertObservers(self.names)])(self.module))
+        observed = tvm.transform.Sequential([InsertObservers(self.names)])(self.module)
+        self.function = compile_function(observed, merge=False)
         self.state = (self.observers, 0)
 
     @property

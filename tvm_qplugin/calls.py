@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 from tvm import relax, tirx
-from tvm.ir import Call, IRModule
+from tvm.ir import IRModule
 
-from tvm_qplugin.core.attrs import CALLS, KERNEL, MEMBERS, REPORT
+from tvm_qplugin.core.attrs import KERNEL, MERGED, PARAMS, decode_params
 from tvm_qplugin.core.manifest import CallInfo
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
+
+DYNAMIC = ("dconv2d", "ddense")
 
 
 def calls_of(lowered: IRModule) -> tuple[CallInfo, ...]:
@@ -23,46 +22,16 @@ def calls_of(lowered: IRModule) -> tuple[CallInfo, ...]:
     """
     mod = relax.transform.RewriteDataflowReshape()(lowered)
     func = ir.main_function(mod)
-    operators = _operators(func)
-    members: Mapping[str, list[str]] = _attribute(func, MEMBERS, {})
-    found = []
-    for value, names in _named(func):
-        parts = [part for name in names for part in members.get(name, [name])]
-        positions = sorted({operators[part] for part in parts if part in operators})
-        found.append(_info(mod, value, names[-1], positions))
-    return tuple(found)
+    operators = Operators(func)
+    return tuple(_info(mod, call, operators.positions(call.names)) for call in named_calls(func))
 
 
-def _named(func: relax.Function) -> Iterator[tuple[Call, list[str]]]:
-    """Each ``call_tir`` of ``main`` with the old names; recorded calls that became views are passed over."""
-    records = iter(_attribute(func, CALLS, []))
-    for var, value in ir.bindings(func):
-        if ir.op_name(value) == "relax.call_tir":
-            function = value.args[0].name_hint
-            yield value, next((names for name, names in records if name == function), [var.name])
-
-
-def _operators(func: relax.Function) -> dict[str, int]:
-    """Position in the report by the variable that an operator is bound to."""
-    entries: Sequence[Mapping[str, Any]] = _attribute(func, REPORT, [])
-    return {entry["variable"]: position for position, entry in enumerate(entries)}
-
-
-def _attribute(func: relax.Function, key: str, default: Any) -> Any:
-    text = (func.attrs or {}).get(key)
-    return default if text is None else json.loads(str(text))
-
-
-def _info(mod: IRModule, value: Call, tensor: str, operators: list[int]) -> CallInfo:
-    func = mod[value.args[0]]
-    tag = func.attrs.get(KERNEL) if isinstance(func, tirx.PrimFunc) and func.attrs else None
-    operands = list(value.args[1].fields)
-    results = value.ty.fields if isinstance(value.ty, relax.TupleType) else [value.ty]
-    moved = sum(_bytes(ty) for ty in (*(operand.ty for operand in operands), *results))
-    dtype = str((operands[0].ty if operands else results[0]).dtype)
-    kernel = None if tag is None else str(tag)
-    return CallInfo(value.args[0].name_hint, tensor, tuple(operators), kernel, dtype, moved)
-
-
-def _bytes(ty: relax.TensorType) -> int:
-    return math.prod(int(extent) for extent in ty.shape) * np.dtype(str(ty.dtype)).itemsize
+def _info(mod: IRModule, call: NamedCall, operators: list[int]) -> CallInfo:
+    func = mod[call.value.args[0]]
+    attrs: Mapping[str, object] = (func.attrs or {}) if isinstance(func, tirx.PrimFunc) else {}
+    kernel = str(attrs[KERNEL]) if KERNEL in attrs else None
+    moved = sum(bytes_of(ty) for ty in (*(operand.ty for operand in call.operands), *call.results))
+    dtype = decode_params(str(attrs[PARAMS]))["dtype"] if kernel == MERGED else call.dtype
+    if kernel in DYNAMIC:  # what they multiply
+        dtype = "int8"
+    return CallInfo(call.function, call.names[-1], tuple(operators), kernel, dtype, moved)

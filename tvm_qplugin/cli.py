@@ -24,13 +24,16 @@ from rich.text import Text
 
 from tvm_qplugin import (
     cli_build,
+    cli_cache,
     cli_check,
+    cli_debug,
     cli_demo,
     cli_evaluate,
     cli_export,
     cli_profile,
     cli_quantize,
     cli_run,
+    cli_tune,
 )
 from tvm_qplugin.console import say
 from tvm_qplugin.core.errors import QPluginError
@@ -197,16 +200,19 @@ def _interruption() -> Iterator[list[int]]:
 _COMMANDS: dict[str, Function] = {
     "demo": cli_demo.demo,
     "quantize": cli_quantize.quantize,
+    "tune": cli_tune.tune,
     "build": cli_build.build,
     "export": cli_export.export,
     "run": cli_run.run,
     "bench": cli_profile.bench,
     "why-slow": cli_profile.why_slow,
     "evaluate": cli_evaluate.evaluate,
+    "debug": cli_debug.debug,
     "inspect": cli_build.inspect,
     "check": cli_check.check,
     "calibrate": cli_quantize.calibrate,
     "merge-tables": cli_quantize.merge_tables,
+    "cache": cli_cache.cache,
 }
 app.callback(help=_flowing(options.__doc__ or ""))(options)
 for _name, _function in _COMMANDS.items():

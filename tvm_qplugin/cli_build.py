@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Literal
@@ -13,6 +14,7 @@ from rich.console import RenderableType
 from tvm_qplugin import report
 from tvm_qplugin.console import say, step
 from tvm_qplugin.inspection import inspect_source, read_module
+from tvm_qplugin.object_cache import ObjectCache
 from tvm_qplugin.outputs import check_artifact_directory, check_scratch_directory
 from tvm_qplugin.report import Report
 from tvm_qplugin.workflow import loading_options
@@ -48,12 +50,39 @@ def build(
     ] = "NCHW",
     shape: Shapes = None,
     dump: Annotated[
-        Path | None, typer.Option(help="Directory for the IR after every pass.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Directory for the IR after every pass; the model is compiled whole, without the cache.",
+            show_default=False,
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Compile every kernel, also those that earlier builds kept.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Kernels to compile at a time.", show_default="one on each core"),
+    ] = None,
+    separate_kernels: Annotated[
+        bool,
+        typer.Option(
+            "--separate-kernels",
+            help="Keep small kernels apart, for bench --profile and why-slow: slower in small models.",
+        ),
+    ] = False,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Tuning records to use before your own and the shipped ones; none: default kernels.",
+            show_default=False,
+        ),
     ] = None,
 ) -> Report:
     """Compile a model to an artifact: model.so and manifest.json.
 
-    A float ONNX file can be compiled as well: build it to compare the quantized model with.
+    A float ONNX file can be compiled as well: build it to compare the quantized model with. Compiled kernels
+    are kept for later builds, of this model and others: see the command cache.
 
     Example:
       tvm-qplugin build quantized -o artifact
@@ -68,10 +97,20 @@ def build(
     profile = find_profile(target)
     with step("reading the model"):
         module = read_module(source, **loading_options(batch, input_layout, shape))
-    if scheme := scheme_of(module):
-        say(f"model.so computes in float32, with the constants of scheme {scheme} expanded", "yellow")
-    with step(f"compiling for {profile.name}"):
-        artifact = compile_model(module, target=profile, dump=dump)
+    if scheme_of(module) == "fp16":
+        say("model.so computes in float32, with the constants of scheme fp16 expanded", "yellow")
+    cache = ObjectCache(limit=0 if no_cache else None, warn=partial(say, style="yellow"))
+    with step(f"compiling for {profile.name}", spin=False):
+        artifact = compile_model(
+            module,
+            target=profile,
+            dump=dump,
+            cache=cache,
+            jobs=jobs,
+            progress=True,
+            merge=not separate_kernels,
+            database=database,
+        )
     artifact.save(output)
     seconds = time.perf_counter() - start
     manifest, total = artifact.manifest, report.artifact_bytes(artifact.manifest)
@@ -83,15 +122,20 @@ def build(
         "model_so_bytes": manifest.sizes["model.so"],
         "weight_bytes": manifest.sizes.get("weights", 0),
         "source_model_bytes": original,
+        "tuned_kernels": manifest.target["tuned_kernels"],
+        "calls": len(manifest.calls),
         "totals": report.totals(manifest.operators),
         "islands": report.islands(manifest.operators),
+        "kernels": {"compiled": cache.missed, "cached": cache.found},
         "seconds": seconds,
         "next": f"tvm-qplugin bench {quote(str(output))}",
     }
     ratio = f", {total / original:.2f} x the model's file ({report.size(original)})" if original else ""
+    kernels = f", {cache.missed} kernels compiled, {cache.found} from the cache" if not dump else ""
     parts: list[RenderableType] = [
         report.summary(manifest.operators),
-        report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s: {output}"),
+        report.line(f"{data['tuned_kernels']} of {data['calls']} kernel calls use tuning records"),
+        report.line(f"artifact {report.size(total)}{ratio}, made in {seconds:.1f} s{kernels}: {output}"),
         report.line(f"next: {data['next']}", "bold"),
     ]
     return Report(data, tuple(parts))

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tvm_qplugin import report
 from tvm_qplugin.console import bar, step
+from tvm_qplugin.core.attrs import MERGED
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.inspection import load_artifact
 from tvm_qplugin.report import Report
@@ -49,6 +50,7 @@ def bench(
 
     Copying the input in and the output out is not counted. With --profile, each kernel's median, its
     multiply-adds a second, also as a share of what the cores can do (measured), and the bytes that it moves.
+    Small kernels that were merged are one row; build with --separate-kernels to see their layers one by one.
 
     Examples:
       tvm-qplugin bench artifact --threads 1 --threads 2
@@ -173,7 +175,8 @@ def _profile_parts(profile: Profile) -> list[RenderableType]:
         parts += [report.columns_table(title, rows, left=2)]
         parts += [report.columns_table("by kind", [_kind_cells(kind) for kind in profile.kinds()], left=2)]
     total = f"kernels {profile.kernels_ms:.3f} ms, whole runs {profile.whole_ms:.3f} ms (medians)"
-    return [*parts, report.line(total), *_near_peak(profile), *_peak_lines(profile)]
+    lines = [*_near_peak(profile), *_peak_lines(profile), *_merged_lines(profile)]
+    return [*parts, report.line(total), *lines]
 
 
 def _near_peak(profile: Profile) -> list[Text]:
@@ -187,7 +190,7 @@ def _near_peak(profile: Profile) -> list[Text]:
 
 def _layer_cells(layer: LayerTime) -> dict[str, str]:
     return {
-        "layer": layer.name,
+        "layer": _layer_name(layer),
         "operator": layer.op if layer.integer else f"{layer.op} (float)",
         "µs": f"{1e3 * layer.ms:.1f}",
         "share": _percent(layer.share),
@@ -195,6 +198,13 @@ def _layer_cells(layer: LayerTime) -> dict[str, str]:
         "of peak": _percent(layer.of_peak),
         "moved": report.size(layer.bytes),
     }
+
+
+def _layer_name(layer: LayerTime) -> str:
+    """A merged function is named after its first and last operator."""
+    if layer.op != MERGED or len(layer.names) < 2:
+        return layer.name
+    return f"{layer.names[0]} ... {layer.names[-1]} ({len(layer.names)} operators)"
 
 
 def _kind_cells(kind: dict[str, Any]) -> dict[str, str]:
@@ -217,6 +227,17 @@ def _peak_lines(profile: Profile) -> list[Text]:
             else f"peak for {dtype}: {peak.gmacs:.0f} GMAC/s a core, measured ({peak.instruction})"
         )
         for dtype, peak in profile.peaks.items()
+    ]
+
+
+def _merged_lines(profile: Profile) -> list[Text]:
+    if not profile.merged:
+        return []
+    return [
+        report.line(
+            "merged: several small kernels in one function; "
+            "tvm-qplugin build --separate-kernels makes an artifact whose layers are timed one by one"
+        )
     ]
 
 

@@ -12,8 +12,24 @@ import typer
 from rich.console import RenderableType
 
 from tvm_qplugin import report
+from tvm_qplugin.command_options import (
+    Batch,
+    Data,
+    Floats,
+    Key,
+    Layout,
+    Model,
+    Observer,
+    OldTable,
+    Prepare,
+    RecipeName,
+    Samples,
+    Shapes,
+    Target,
+    Wide,
+)
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import STORAGE_SCHEMES
+from tvm_qplugin.core.recipe import Rule
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -23,63 +39,6 @@ if TYPE_CHECKING:
     from tvm.ir import IRModule
 
     from tvm_qplugin.core.profile import TargetProfile
-
-
-Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="ONNX file of the trained model.", show_default=False)
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="DATA",
-        help="Samples of what the model will see (100 or more are good): folder of images, .npz or .npy.",
-        show_default=False,
-    ),
-]
-Prepare = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SPEC",
-        help="How images or raw values become the model's input: raw, unit (x/255), tf (x/127.5-1) or "
-        "imagenet, then for example ,crop=224 or ,stretch=96x96. Default: the data is taken as it is.",
-        show_default=False,
-    ),
-]
-Key = Annotated[
-    str | None,
-    typer.Option(help="Array of a .npz to use. Default: the input's name, or x.", show_default=False),
-]
-Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
-Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
-RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        help="int8, int16x8, edgetpu, dynamic, fp16, or a JSON file with your own.",
-        show_default="the target's",
-    ),
-]
-Target = Annotated[
-    str, typer.Option(help="Device that the model shall run on: host, x86-64-v3, edgetpu, ethos-u, ...")
-]
-Batch = Annotated[int | None, typer.Option(min=1, help="Size of an unknown batch dimension.")]
-Layout = Annotated[Literal["NCHW", "NHWC"], typer.Option(help="How image inputs shall be given.")]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=1,3,224,224", help="Shape of an input whose shape is unknown.", show_default=False
-    ),
-]
-Floats = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--float",
-        metavar="REGEX",
-        help="Keep layers in float whose output tensor matches; may be repeated. "
-        "tvm-qplugin inspect MODEL lists the names.",
-        show_default=False,
-    ),
-]
 
 
 Correct = Annotated[
@@ -98,9 +57,6 @@ OutDirectory = Annotated[
 ]
 OutTable = Annotated[
     Path, typer.Option("-o", "--output", help="File for the table (JSON).", show_default=False)
-]
-OldTable = Annotated[
-    Path | None, typer.Option(help="Use this calibration table instead of samples.", show_default=False)
 ]
 NewTable = Annotated[
     Path | None, typer.Option(help="Write the calibration table here as well.", show_default=False)
@@ -126,6 +82,7 @@ def quantize(
     target: Target = "host",
     io: IO = None,
     keep_float: Floats = None,
+    int16: Wide = None,
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
     batch: Batch = None,
@@ -162,7 +119,7 @@ def quantize(
         key,
         samples,
         observer,
-        tuple(keep_float or ()),
+        (*_rules("float", keep_float), *_rules("int16x8", int16)),
         adaptive_rounding,
         correct_bias,
     )
@@ -171,6 +128,10 @@ def quantize(
     if save_table is not None and ranges is not None:
         ranges.save(save_table)
     return _quantized_report(module, work, ranges, output, time.perf_counter() - start)
+
+
+def _rules(scheme: str, patterns: list[str] | None) -> tuple[Rule, ...]:
+    return tuple(Rule(scope=pattern, scheme=scheme) for pattern in patterns or ())
 
 
 def calibrate(
@@ -234,7 +195,7 @@ def _quantized_report(
 ) -> Report:
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
-    stored = work.recipe.scheme in STORAGE_SCHEMES
+    stored = bool(work.recipe.storage)
     data = {
         "output": str(output),
         "recipe": work.recipe.to_json(),
@@ -243,11 +204,15 @@ def _quantized_report(
         "inputs": [asdict(info) for info in manifest.inputs],
         "outputs": [asdict(info) for info in manifest.outputs],
         "totals": report.totals(operators),
+        "schemes": report.schemes(manifest),
         "islands": report.islands(operators),
         "seconds": seconds,
         "next": _next(work.profile, stored, quote(str(output))),
     }
     parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
+    if len(work.recipe.schemes) > 1:
+        counts = ", ".join(f"{scheme} {count}" for scheme, count in report.schemes(manifest).items())
+        parts.append(report.line(f"operators by scheme: {counts}"))
     if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
     samples = f", calibrated with {table.samples} samples" if table else ""

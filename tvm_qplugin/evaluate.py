@@ -84,7 +84,7 @@ def evaluate(
     ``labels_offset`` is added to the labels (1 for models with a background class). Raises
     CalibrationError for a sample that does not fit, or when there is none.
     """
-    score = _Score(labels_offset)
+    score = Score(labels_offset)
     model = Predictor(artifact)
     other = None if reference is None else Predictor(reference)
     for index, item in numbered(samples, limit):
@@ -97,7 +97,9 @@ def evaluate(
 
 
 @dataclass
-class _Score:
+class Score:
+    """What ``evaluate`` counts, sample by sample; ``offset`` is added to labels."""
+
     offset: int
     samples: int = 0
     hits: int = 0
@@ -107,6 +109,7 @@ class _Score:
     noise: float = 0.0
 
     def add(self, output: Array, expected: Array | None, label: Any) -> None:
+        """The first output of a sample, that of the reference, and the label (None: there is none)."""
         self.samples += 1
         best = int(np.argmax(output))
         self.hits += label is not None and best == self._index(label, output.size)
@@ -133,6 +136,7 @@ class _Score:
         return index
 
     def result(self, labelled: bool, compared: bool) -> Evaluation:
+        """The shares; CalibrationError where nothing was counted."""
         if not self.samples:
             raise CalibrationError("the data holds no samples: at least 1 is needed")
         sqnr = 10 * float(np.log10(self.signal / self.noise)) if self.noise and self.signal else None

@@ -115,7 +115,8 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
 def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
     """The manifest that ``build`` would give a module, without compiling it.
 
-    Of the schemes ``fp16`` and ``dynamic`` it tells how weights are stored, and why some stay float32.
+    Of layers of the schemes ``fp16`` and ``dynamic`` it tells how weights are stored, and why some stay
+    float32.
     """
     import tvm
 
@@ -125,12 +126,11 @@ def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
 
     passes = [ExpandWeights(), LowerInteger(profile.storage)]
     manifest = describe(module, tvm.transform.Sequential(passes)(module), profile)
-    scheme = scheme_of(module)
-    return replace(manifest, operators=_stored(module, manifest, scheme)) if scheme else manifest
+    return replace(manifest, operators=_stored(module, manifest, scheme_of(module)))
 
 
 def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[OperatorInfo, ...]:
-    """The operators with the bytes of their stored constants, and with reasons of the scheme."""
+    """The operators with the bytes of their stored constants, and with reasons of the scheme ("": none)."""
     from tvm_qplugin.passes import ir
     from tvm_qplugin.passes.expand_weights import stored_arguments
     from tvm_qplugin.passes.plan import REASONS
@@ -140,9 +140,13 @@ def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[Operator
     sizes: dict[str, int] = {}
     for (name, _), stored in stored_arguments(func).items():
         sizes[name] = sizes.get(name, 0) + stored.array.nbytes
-    default = f"computed in float32 (scheme {scheme})"
+    default = f"computed in float32 (scheme {scheme})" if scheme else None
     return tuple(
-        replace(op, reason=reasons.get(op.name, default), weight_bytes=sizes.get(op.name, 0))
+        op
+        if op.integer
+        else replace(
+            op, reason=reasons.get(op.name, default or op.reason), weight_bytes=sizes.get(op.name, 0)
+        )
         for op in manifest.operators
     )
 

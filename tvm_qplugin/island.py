@@ -44,4 +44,4 @@ class Island:
         with ir.Emitter(self.mod, params) as out:
             for var, value in self.bound.items():
                 env[var] = out.emit(ir.substitute(value, env), var.name)
-            return compile_function(out.finish([env[var] for var in self.results], True))
+            return compile_function(out.finish([env[var] for var in self.results], True), merge=False)

@@ -13,6 +13,7 @@ from tvm.runtime.vm import VMInstrumentReturnKind
 
 from tvm_qplugin import measure
 from tvm_qplugin.artifact import Artifact
+from tvm_qplugin.core.attrs import MERGED
 from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.manifest import CallInfo, Manifest, OperatorInfo
 from tvm_qplugin.peak import Peak, peak_of
@@ -27,7 +28,8 @@ NEAR = 0.9  # of the peak
 class LayerTime:
     """One kernel call: ``name`` and ``op`` are the model's, ``function`` is the kernel's symbol.
 
-    ``names``: of all operators that it computes. ``ms``: median over runs, ``share``: of all kernels.
+    ``names``: of all operators that it computes; ``op`` is ``merged`` where it runs several kernels, and
+    ``integer`` then says whether any of them is. ``ms``: median over runs, ``share``: of all kernels.
     ``gmacs``: 10^9 multiply-adds a second, ``of_peak``: of what the cores can do; None where there is none.
     ``bytes``: read and written.
     """
@@ -71,6 +73,11 @@ class Profile:
         known = [layer for layer in self.layers if layer.of_peak is not None]
         total = sum(layer.macs for layer in self.layers)
         return sum(layer.macs for layer in known if (layer.of_peak or 0) >= NEAR) / total if known else None
+
+    @property
+    def merged(self) -> tuple[LayerTime, ...]:
+        """The functions that run several kernels each, whose times are not known one by one."""
+        return tuple(layer for layer in self.layers if layer.op == MERGED)
 
     def kinds(self) -> list[dict[str, Any]]:
         """Calls, time, share, multiply-adds and bytes of each kind of operator, the slowest first."""
@@ -159,15 +166,17 @@ def _layer(
     manifest: Manifest, call: CallInfo, seconds: float, total: float, peak: Peak, threads: int
 ) -> LayerTime:
     operators = [manifest.operators[position] for position in call.operators]
-    main = _main(operators)
+    main, merged = _main(operators), call.kernel == MERGED
     macs = sum(op.macs for op in operators)
     gmacs = macs / seconds / 1e9 if macs and seconds else None
     return LayerTime(
         name=operators[-1].name if operators else call.tensor,
         names=tuple(op.name for op in operators),
-        op=main.op if main else "requantize" if call.kernel else call.function,
+        op=MERGED if merged else main.op if main else "requantize" if call.kernel else call.function,
         function=call.function,
-        integer=all(op.integer for op in operators) if operators else "int" in call.dtype,
+        integer=(any if merged else all)(op.integer for op in operators)
+        if operators
+        else "int" in call.dtype,
         reason=next((op.reason for op in (main, *operators) if op and op.reason), None),
         dtype=call.dtype,
         ms=1e3 * seconds,

@@ -101,7 +101,7 @@ def shared_cores(count: int) -> set[int]:
     def probe() -> set[int]:
         others = _threads()
         tvm.runtime.num_threads()
-        return _pinned(_threads() - others) & _cores()
+        return _pinned(_threads() - others) & cores()
 
     with _lock, _environment(_SETTING, str(count)), ThreadPoolExecutor(1) as caller:
         return caller.submit(probe).result()
@@ -135,7 +135,7 @@ os.register_at_fork(after_in_child=_caller.cache_clear)  # threads do not surviv
 
 def _prepare(count: int) -> None:
     """Create the calling thread's pool, then move the caller to cores that no worker is pinned to."""
-    cores, others = _cores(), _threads()
+    mine, others = cores(), _threads()
     found = tvm.runtime.num_threads()
     if found != count:
         raise TargetError(
@@ -144,8 +144,8 @@ def _prepare(count: int) -> None:
         )
     if not hasattr(os, "sched_setaffinity"):
         return
-    free = cores - _pinned(_threads() - others)
-    os.sched_setaffinity(0, free or cores)
+    free = mine - _pinned(_threads() - others)
+    os.sched_setaffinity(0, free or mine)
 
 
 def _pinned(threads: set[int]) -> set[int]:
@@ -156,7 +156,7 @@ def _pinned(threads: set[int]) -> set[int]:
     return set().union(*[mask for mask in masks if len(mask) == 1])
 
 
-def _cores() -> set[int]:
+def cores() -> set[int]:
     """The cores this thread may run on."""
     if hasattr(os, "sched_getaffinity"):
         return set(os.sched_getaffinity(0))

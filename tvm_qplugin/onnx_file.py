@@ -14,6 +14,7 @@ from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
 
 PROTO_LIMIT = 2**31 - 1
+_LARGE = 4096  # bytes of an initializer that is a weight, not a shape
 INPUT_TYPES = ("float32", "int8", "uint8", "int32", "int64", "bool")
 # Operators whose constants may be infinite: bounds and masks, never weights.
 UNBOUNDED = {"Clip", "Where", "Pad", "Min", "Max", "ConstantOfShape"}
@@ -194,13 +195,31 @@ def _check_type(entry: onnx.ValueInfoProto, rank: int) -> None:
 
 def shape_error(model: onnx.ModelProto) -> ModelError | None:
     """What ONNX's strict shape inference objects to, if anything."""
-    if model.ByteSize() > PROTO_LIMIT:
+    outline = without_weights(model)
+    if outline.ByteSize() > PROTO_LIMIT:
         return None
     try:
-        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        onnx.shape_inference.infer_shapes(outline, check_type=True, strict_mode=True, data_prop=True)
     except Exception as error:
         return ModelError(f"shapes or types in the model contradict each other: {_line(error)}")
     return None
+
+
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large initializers have a type and a shape, but no values; no shape depends on those."""
+    source = model.graph
+    outline = onnx.ModelProto(
+        ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions
+    )
+    for name in ("node", "input", "output", "value_info", "sparse_initializer"):
+        getattr(outline.graph, name).extend(getattr(source, name))
+    outline.graph.name = source.name
+    for tensor in source.initializer:
+        if tensor.ByteSize() <= _LARGE:
+            outline.graph.initializer.append(tensor)
+        else:
+            outline.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    return outline
 
 
 def weights_of(graph: onnx.GraphProto) -> dict[str, Array]:

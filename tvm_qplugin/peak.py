@@ -26,6 +26,9 @@ INSTRUCTIONS = {
     "avx2": "vpmaddwd, 256 bits",
     "f32_512": "FMA, 512 bits",
     "f32_256": "FMA, 256 bits",
+    "i16_512": "vpdpwssd, 512 bits",
+    "i16_256": "vpdpwssd, 256 bits",
+    "i16_avx2": "vpmaddwd, 256 bits",
 }
 
 
@@ -46,9 +49,9 @@ class Peak:
 def peak_of(dtype: str) -> Peak:
     """The peak for operands of ``dtype``, measured once a process (in less than a second).
 
-    ``dtype``: float32, or the 8-bit integers, for which it does not matter how they are stored.
+    ``dtype``: float32, int16, or the 8-bit integers, for which it does not matter how they are stored.
     """
-    if dtype not in ("float32", "int8", "uint8"):
+    if dtype not in ("float32", "int8", "uint8", "int16"):
         return Peak(None, None, f"the peak of {dtype} is not measured")
     isa = host_isa(dtype)
     if isa is None:
@@ -134,7 +137,7 @@ def _emit(isa: Isa, steps: int, buffers: list[Buffer]) -> None:
 def _product(isa: Isa, acc: Expr, a: Expr, b: Expr) -> Expr:
     if isa.accumulator == "float32":
         return x86_isa.fma(a, b, acc, isa.lanes)
-    return x86_isa.dot_int16(acc, a, b) if isa.source else x86_isa.dot_uint8(isa, acc, a, b)
+    return x86_isa.dot_int16(isa, acc, a, b) if isa.depth == 2 else x86_isa.dot_uint8(isa, acc, a, b)
 
 
 def _tile(isa: Isa) -> int:
@@ -145,4 +148,4 @@ def _tile(isa: Isa) -> int:
 def _dtypes(isa: Isa) -> tuple[str, str]:
     if isa.accumulator == "float32":
         return "float32", "float32"
-    return (isa.source, isa.source) if isa.source else ("uint8", "int8")
+    return ("int16", "int16") if isa.depth == 2 else ("uint8", "int8")

@@ -14,15 +14,18 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
-from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.fuse_named import FuseNamed
+from tvm_qplugin.passes.fuse_residual import FuseResidual
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.merge_kernels import MergeKernels
+from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
@@ -30,11 +33,14 @@ from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.recorded import Databases, recorded_rule
 from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
     find_profile,
     float_passes,
+    fusions_of,
+    halos_of,
     profile_of,
     quantized_passes,
     rules_of,
@@ -67,13 +73,32 @@ def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
     return [*quantized_passes(profile), *tables, QuantizeIO(io)]
 
 
-def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
-    """QDQ (or float) module -> scheduled kernels."""
+def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
+    """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
+    stored = stored_arguments(ir.main_function(mod)) if scheme_of(mod) == "dynamic" else {}
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
-        LowerFloat(),
-        SelectKernels(rules_of(profile), target),
+        LowerFloat(stored, rules_of(profile), target),
+        FuseResidual(fusions_of(profile), target),
+        PadProducers(halos_of(profile), target),
+    ]
+
+
+def lower_passes(
+    mod: IRModule,
+    profile: TargetProfile,
+    target: tvm.target.Target,
+    database: Databases = None,
+    merge: bool = True,
+) -> Passes:
+    """QDQ (or float) module -> scheduled kernels; ``mod`` is the module that they are for.
+
+    ``database``: see ``recorded.databases``; ``merge``: small kernels in one function.
+    """
+    return [
+        *kernel_passes(mod, profile, target),
+        SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -81,6 +106,7 @@ def lower_passes(profile: TargetProfile, target: tvm.target.Target) -> Passes:
         relax.transform.FuseTIR(),
         relax.transform.DeadCodeElimination(),
         ScheduleRest(schedule_cpu, target),
+        *([MergeKernels()] if merge else []),
     ]
 
 
@@ -131,10 +157,10 @@ def quantize_module(
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
     QuantizeIO(io)
     module = rewritten(module, profile)
-    if chosen.scheme in STORAGE_SCHEMES:
+    if chosen.storage:
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
-        return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
+        return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
     if chosen.smooth:
         calibration = _samples_of(calibration, chosen)
         module = smooth(module, calibration, limit=limit)
@@ -167,7 +193,8 @@ def quantize_module(
     quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
     if chosen.recovers:
         quantized = _recovered(quantized, module, chosen, samples, progress)
-    return tvm.transform.Sequential(finish_passes(profile, io, chosen))(quantized)
+    finish = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
+    return tvm.transform.Sequential(finish)(quantized)
 
 
 def _samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
@@ -212,12 +239,19 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
     """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
     if io != "float":
         raise RecipeError(
-            f"io={io!r} was asked for, but scheme {recipe.scheme} computes in float: leave io at 'float', or "
-            "use recipe 'int8'"
+            f"io={io!r} was asked for, but scheme {recipe.storage} computes in float: leave io at 'float', "
+            "or use recipe 'int8'"
         )
-    if recipe.scheme == "fp16":
-        return [ExpandWeights(), QuantizeFloat16(recipe)]
-    return [ExpandWeights(), QuantizeDynamic(recipe), QuantizeEmbedding(recipe)]
+    return [ExpandWeights(), *stored_layers(recipe)]
+
+
+def stored_layers(recipe: Recipe) -> Passes:
+    """What stores the weights of layers small that a recipe computes in float."""
+    passes: dict[str, Passes] = {
+        "dynamic": [QuantizeDynamic(recipe), QuantizeEmbedding(recipe)],
+        "fp16": [QuantizeFloat16(recipe)],
+    }
+    return [found for scheme in passes if scheme in recipe.schemes for found in passes[scheme]]
 
 
 def is_quantized(module: IRModule) -> bool:
@@ -248,7 +282,7 @@ def int8_pipeline(**options: Any) -> tvm.transform.Pass:
         if not is_quantized(mod) and (options or not scheme_of(mod)):
             mod = quantize_module(mod, **{**options, "target": profile})
         with target:
-            return tvm.transform.Sequential([*lower_passes(profile, target), *executable_passes()])(mod)
+            return tvm.transform.Sequential([*lower_passes(mod, profile, target), *executable_passes()])(mod)
 
     return pipeline
 
@@ -261,9 +295,10 @@ def float_pipeline(target: str | TargetProfile | None = None) -> tvm.transform.P
         from tvm_qplugin.frontend import canonicalize
 
         profile, current = _current(target)
-        passes = [*lower_passes(profile, current), *executable_passes()]
+        mod = canonicalize(mod)
+        passes = [*lower_passes(mod, profile, current), *executable_passes()]
         with current:
-            return tvm.transform.Sequential(passes)(canonicalize(mod))
+            return tvm.transform.Sequential(passes)(mod)
 
     return pipeline
 

@@ -120,7 +120,7 @@ def _channel_means(
 ) -> dict[str, Array]:
     """The mean of tensors over samples and all axes but the last."""
     total = {name: np.zeros(()) for name in names}
-    run = compile_function(tvm.transform.Sequential([InsertObservers(tuple(names))])(module))
+    run = compile_function(tvm.transform.Sequential([InsertObservers(tuple(names))])(module), merge=False)
     for arrays in samples:
         for name, value in zip(names, run(arrays)[-len(names) :], strict=True):
             total[name] = total[name] + value.mean(tuple(range(value.ndim - 1)), dtype="float64")

@@ -107,6 +107,7 @@ def operators_json(manifest: Manifest) -> list[dict[str, Any]]:
     return [
         {
             **asdict(op),
+            "scheme": scheme_of(op, manifest.tensors.get(op.name)),
             "shape": list(op.shape),
             "qparams": numbers(manifest.tensors.get(op.name)),
             "weight_qparams": numbers(manifest.tensors.get(f"{op.name}_weight")),
@@ -136,13 +137,35 @@ def _operator_cells(op: OperatorInfo, params: dict[str, Any] | None) -> list[Tex
     return [
         Text(op.name),
         Text(op.op),
-        Text("integer", "green") if op.integer else Text("float", "yellow"),
+        Text(*_scheme_cell(op, params)),
         Text(op.kernel or "-"),
         Text(shape(op.shape)),
         Text(grid(params)),
         Text(size(op.weight_bytes) if op.weight_bytes else "-"),
         Text(amount(op.macs)),
     ]
+
+
+def scheme_of(op: OperatorInfo, params: dict[str, Any] | None) -> str:
+    """``int8``, ``int16x8``, ``float``, or ``integer`` where the parameters of the output are not known."""
+    if not op.integer:
+        return "float"
+    return {"int16": "int16x8", "": "integer"}.get(str((params or {}).get("dtype", "")), "int8")
+
+
+def schemes(manifest: Manifest) -> dict[str, int]:
+    """How many operators run in which scheme; conversions between them are not counted."""
+    found: dict[str, int] = {}
+    for op in manifest.operators:
+        if op.op not in ("quantize", "dequantize", "requantize"):
+            scheme = scheme_of(op, manifest.tensors.get(op.name))
+            found[scheme] = found.get(scheme, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _scheme_cell(op: OperatorInfo, params: dict[str, Any] | None) -> tuple[str, str]:
+    found = scheme_of(op, params)
+    return found, {"float": "yellow", "int16x8": "cyan"}.get(found, "green")
 
 
 def _drop_empty_columns(table: Table) -> None:

@@ -18,7 +18,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.island import Island
 from tvm_qplugin.kernels import extra_constants
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.expand_weights import ExpandWeights, stored_arguments
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.select_kernels import kernel_of
@@ -31,11 +31,12 @@ class Simulator:
 
     Integer kernels and integer data movement run in numpy; float islands, whose results depend on
     the order of summation and on what is fused, run as TVM compiles them, each as a whole. Layers with
-    int8 weights and float inputs run as LiteRT runs them (``core/dynamic.py``), not as ``build`` does.
+    int8 weights and float inputs run as LiteRT runs them (``core/dynamic.py``), whether or not ``build`` has
+    kernels for that.
     """
 
     def __init__(self, module: IRModule) -> None:
-        stored = stored_arguments(ir.main_function(module))
+        stored = stored_arguments(ir.main_function(module)) if scheme_of(module) else {}
         self.module = tvm.transform.Sequential([ExpandWeights(), LowerInteger(storage="int8")])(module)
         self._func = ir.main_function(self.module)
         layers = layers_of(self._func, stored) if stored else {}

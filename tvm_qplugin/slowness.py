@@ -60,7 +60,7 @@ def machine_of(manifest: Manifest, threads: int) -> Machine:
 
 def findings(profile: Profile, machine: Machine) -> list[Finding]:
     """All reasons that apply: first those without a share of the time, then the largest share first."""
-    rules = (_threads, _instructions, _outside, _islands, _conversions, _wide, _below_half)
+    rules = (_threads, _instructions, _outside, _merged, _islands, _conversions, _wide, _below_half)
     found = [finding for rule in rules for finding in rule(profile, machine)]
     return sorted(found, key=lambda finding: -1.0 if finding.share is None else -finding.share)
 
@@ -113,6 +113,16 @@ def _outside(profile: Profile, _machine: Machine) -> Iterator[Finding]:
             f"{rest:.3f} of {profile.whole_ms:.3f} ms are spent outside of kernels, in calling them",
             "the model is too small for its arithmetic to matter: run more samples in a call (--batch)",
         )
+
+
+def _merged(profile: Profile, _machine: Machine) -> Iterator[Finding]:
+    """Nothing is known of the layers inside."""
+    yield from _of(
+        "merged",
+        profile.merged,
+        "several small kernels run as one function: their layers were not looked at one by one",
+        "build with --separate-kernels, and ask again",
+    )
 
 
 def _islands(profile: Profile, _machine: Machine) -> Iterator[Finding]:
@@ -171,7 +181,8 @@ def _wide(profile: Profile, _machine: Machine) -> Iterator[Finding]:
 
 def _below_half(profile: Profile, _machine: Machine) -> Iterator[Finding]:
     """Integer layers that reach less than half of the peak, by the likely cause."""
-    slow = [x for x in profile.layers if x.integer and x.of_peak is not None and x.of_peak < HALF]
+    single = [layer for layer in profile.layers if layer not in profile.merged]
+    slow = [x for x in single if x.integer and x.of_peak is not None and x.of_peak < HALF]
     causes = {
         "small": "too small: at the peak it would take less than a microsecond",
         "memory": f"less than {MACS_PER_BYTE} multiply-adds for a byte that it moves: memory decides",

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 from tvm_qplugin.core.errors import ArtifactError
@@ -41,11 +41,17 @@ def verify(directory: Path, manifest: Manifest) -> None:
         if Path(name).name != name or name == MANIFEST:
             raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not the name of a file in it; {_AGAIN}")
         try:
-            found = sha256(path.read_bytes()).hexdigest()
+            found = digest(path)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read ({error.strerror}); {_AGAIN}") from None
         if found != expected:
             raise ArtifactError(f"{path} was altered: its sha256 is {found}, expected {expected}; {_AGAIN}")
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def write(source: Path, directory: Path, manifest: Manifest) -> Path:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
-from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, Rule, find_recipe
+from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
 from tvm_qplugin.inspection import annotation_of, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
@@ -35,7 +35,7 @@ class Quantization:
     key: str | None
     samples: int | None
     observer: str | None
-    keep_float: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
 
@@ -48,9 +48,8 @@ class Quantization:
         if self.observer is not None:
             find_observer(self.observer)
         recipe = find_recipe(self.recipe_name) if self.recipe_name is not None else None
-        if recipe is not None and recipe.scheme == "float":
+        if recipe is not None and with_rules(recipe, self.rules).schemes == {"float"}:
             raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
-        with_float(recipe or Recipe(), self.keep_float)
         Preprocess.parse(self.preprocess or "")
         with step("importing TVM"):
             import tvm  # noqa: F401
@@ -68,7 +67,7 @@ class Quantization:
         """The recipe that was named, or the target's, with what the options add to it."""
         found = find_recipe(self.profile.recipe if self.recipe_name is None else self.recipe_name)
         return replace(
-            with_float(found, self.keep_float),
+            with_rules(found, self.rules),
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
         )
@@ -102,7 +101,7 @@ class Quantization:
             if is_quantized(module):
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
-            elif self.recipe.scheme in STORAGE_SCHEMES:
+            elif self.recipe.storage:
                 if table is not None or self.calibration is not None:
                     say(
                         f"recipe {self.recipe.name} needs no calibration: what was given is not read",
@@ -138,7 +137,7 @@ class Quantization:
                     "correcting biases and rounding adaptively need samples beside the table of ranges: "
                     "give them with --calibration"
                 )
-            for _, sample in numbered(self._open(module), self.samples):
+            for _, sample in numbered(self.samples_of(module), self.samples):
                 kept.offer(sample)
         return table
 
@@ -149,11 +148,11 @@ class Quantization:
 
         if is_quantized(module):
             raise CalibrationError("the model is quantized already: there is nothing to calibrate")
-        if self.recipe.scheme in STORAGE_SCHEMES:
+        if self.recipe.storage:
             raise CalibrationError(
                 f"recipe {self.recipe.name!r} needs no calibration: run `tvm-qplugin quantize` at once"
             )
-        samples = self._open(module)
+        samples = self.samples_of(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):
             return calibrate(
@@ -166,7 +165,7 @@ class Quantization:
                 each=each,
             )
 
-    def _open(self, module: IRModule) -> Iterable[Sample]:
+    def samples_of(self, module: IRModule) -> Iterable[Sample]:
         """The samples; CalibrationError where none were given."""
         from tvm_qplugin.data import open_samples
         from tvm_qplugin.samples import inputs_of
@@ -180,9 +179,8 @@ class Quantization:
         return open_samples(self.calibration, inputs, self.preprocess, key=self.key)
 
 
-def with_float(recipe: Recipe, patterns: Sequence[str]) -> Recipe:
-    """The recipe, but layers whose output tensor matches a pattern stay float. Raises RecipeError."""
-    rules = tuple(Rule(scope=pattern, scheme="float") for pattern in patterns)
+def with_rules(recipe: Recipe, rules: Sequence[Rule]) -> Recipe:
+    """The recipe with more rules behind its own."""
     return replace(recipe, rules=(*recipe.rules, *rules))
 
 

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.qparams import Array, add_params
+from tvm_qplugin.kernels import output_shape
 from tvm_qplugin.schedules.cpu_conv import rule
 
 Verify = Callable[..., None]
@@ -83,3 +84,16 @@ def test_extreme_codes(verify: Verify, verify_rule: Verify) -> None:
     arrays = x, w, np.zeros(16, "int32"), np.full(16, -1e-5, "float32")
     verify("qconv2d", params, *arrays, dtype="uint8")
     verify_rule(rule, "qconv2d", params, *arrays, dtype="uint8")
+
+
+@QUICK
+@given(DTYPES, SEEDS, st.booleans())
+def test_with_an_addition(verify: Verify, codes: Codes, dtype: str, seed: int, subtract: bool) -> None:
+    """The convolution clamps to its own bounds before the sum is made."""
+    a_mul, b_mul, shift = add_params(0.1, 0.05, 0.07)
+    zero_points = {f"{name}_zp": zero_point(dtype, seed + i) for i, name in enumerate(("a", "b", "out"))}
+    add = {"a_mul": a_mul, "b_mul": -b_mul if subtract else b_mul, "shift": shift}
+    params = {**window(dtype, seed), "add": {**add, **zero_points, **bounds(dtype, seed % 3 == 0)}}
+    arrays = codes(seed, (1, 9, 8, 5), dtype), *constants(seed, (21, 3, 3, 5))
+    shape = output_shape("qconv2d_add", params, [a.shape for a in arrays])
+    verify("qconv2d_add", params, *arrays, codes(seed + 1, shape, dtype), dtype=dtype)

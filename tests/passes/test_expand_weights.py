@@ -55,10 +55,30 @@ def test_what_they_are():
     assert found["y", 1].array.dtype == "float16"
 
 
-def test_other_modules_are_left_alone():
+def test_of_other_modules_only_float16_is_expanded():
+    """There a dequantized weight may be that of an integer layer."""
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2, 2), "float32")) -> R.Tensor((2, 2), "float32"):
+            with R.dataflow():
+                w = R.dequantize(
+                    R.const([[2, 4], [6, -8]], "int8"),
+                    R.const([0.5, 0.25], "float32"),
+                    R.const([0, 0], "int8"),
+                    axis=1,
+                )
+                a = R.matmul(x, w)
+                y = R.add(a, R.const([1.0, 0.5], "float32"))
+                R.output(y)
+            return y
+
     plain = Stored.clone()
     plain["main"] = plain["main"].without_attr("qplugin.scheme")
-    assert_structural_equal(run(plain, ExpandWeights()), plain)
+    expanded = run(plain, ExpandWeights())
+    assert_structural_equal(expanded, Expected)
+    assert run(expanded, ExpandWeights()).same_as(expanded)
 
 
 def test_folding_constants_keeps_them():

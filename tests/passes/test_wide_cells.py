@@ -53,12 +53,10 @@ class Expected:
     def main(h: R.Tensor((1, 1), "float32")) -> R.Tensor((1, 1), "float32"):
         R.func_attr({"qplugin.steps": '{"g": "g", "y": "y"}'})
         with R.dataflow():
+            n_q = R.quantize(h, R.const(NARROW, "float32"), R.const(-128, "int8"), axis=-1, out_dtype="int8")
+            n_dq = R.dequantize(n_q, R.const(NARROW, "float32"), R.const(-128, "int8"), axis=-1)
             h_q = R.quantize(h, R.const(0.5, "float32"), R.const(0, "int16"), axis=-1, out_dtype="int16")
             h_dq = R.dequantize(h_q, R.const(0.5, "float32"), R.const(0, "int16"), axis=-1)
-            n_q = R.quantize(
-                h_dq, R.const(NARROW, "float32"), R.const(-128, "int8"), axis=-1, out_dtype="int8"
-            )
-            n_dq = R.dequantize(n_q, R.const(NARROW, "float32"), R.const(-128, "int8"), axis=-1)
             w = R.dequantize(
                 R.const([[127]], "int8"), R.const([1.0], "float32"), R.const([0], "int8"), axis=1
             )
@@ -74,6 +72,7 @@ class Expected:
 
 
 def test_products_read_int8_and_give_int16() -> None:
+    """An input is quantized for each of its readers."""
     ranges = {"h": (0.0, 16383.5), "g": (-65534.0, 65534.0), "y": (-131068.0, 131068.0)}
     found = tvm.transform.Sequential([Annotate(), UnifyScales(), InsertQDQ(ranges)])(Before)
     tvm.ir.assert_structural_equal(found, Expected)

@@ -357,4 +357,5 @@ def test_instruction_set_follows_the_target_and_the_dtype() -> None:
     assert {name: isa.name for name, isa in chosen.items() if isa} == {name: name for name in chosen}
     assert select_isa("int8", target_of("vnni512")) is None
     assert select_isa("int8", target_of("avx2")) is TABLE["avx2"]
-    assert select_isa("int16", target_of("avx2")) is None
+    assert select_isa("int16", target_of("avx2")) is TABLE["i16_avx2"]
+    assert select_isa("int32", target_of("avx2")) is None

@@ -16,9 +16,15 @@ from tvm_qplugin.core.qparams import Array
 
 KERNEL = "qplugin.kernel"
 PARAMS = "qplugin.params"
+MERGED = "merged"
+"""The kernel tag of a function that runs several kernels; parameter ``dtype``: operands of the largest."""
+
 ANNOTATION = "qplugin.annotation"
 REPORT = "qplugin.report"
 """Attribute of a lowered ``main``: its operators, a JSON list; ``variable``: what one is bound to."""
+
+TUNED = "qplugin.tuned"
+"""Attribute of a scheduled kernel whose knobs come from a tuning record."""
 
 MEMBERS = "qplugin.members"
 """Attribute of a lowered ``main``: the variables that a float kernel stands for, by the last of them."""

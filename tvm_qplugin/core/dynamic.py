@@ -12,6 +12,7 @@ those of ``fconv2d`` and ``fdense`` in ``core/oracle.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ LOW, HIGH = np.float32(-128), np.float32(127)
 
 def conv2d(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Array:
     """Convolution with any stride, padding, dilation and group count; float32 in, float32 out."""
-    if is_depthwise(p, x, weight):
+    if is_depthwise(p, x.shape, weight.shape):
         return _depthwise(p, x, weight, scale, bias)
     if _is_pointwise(p, weight):
         t, left, b, r = p["padding"]
@@ -44,9 +45,9 @@ def dense(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Arra
     return _clamped(p, result.reshape(*x.shape[:-1], weight.shape[0]))
 
 
-def is_depthwise(p: Params, x: Array, weight: Array) -> bool:
-    """Whether a file has DEPTHWISE_CONV_2D for it."""
-    return bool(weight.shape[3] == 1 and p["groups"] == x.shape[3] and p["groups"] > 1)
+def is_depthwise(p: Params, x: Sequence[int], weight: Sequence[int]) -> bool:
+    """Whether a file has DEPTHWISE_CONV_2D for it, by the shapes of input and weight."""
+    return bool(weight[3] == 1 and p["groups"] == x[3] and p["groups"] > 1)
 
 
 def _is_pointwise(p: Params, weight: Array) -> bool:

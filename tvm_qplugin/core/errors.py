@@ -27,3 +27,11 @@ class ArtifactError(QPluginError):
 
 class InputError(QPluginError):
     """Arrays given to a compiled model have the wrong number, shape or dtype."""
+
+
+class CacheError(QPluginError):
+    """The settings of the cache of compiled kernels are not understood."""
+
+
+class DatabaseError(QPluginError):
+    """A tuning database cannot be read or written."""

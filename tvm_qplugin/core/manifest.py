@@ -74,7 +74,8 @@ class CallInfo:
 class Manifest:
     """Everything known about an artifact beside its code.
 
-    ``versions``: of tvm, tvm_qplugin, numpy. ``target``: ``{"profile": name, "tvm": dict}``.
+    ``versions``: of tvm, tvm_qplugin, numpy. ``target``: ``{"profile": name, "tvm": dict,
+    "tuned_kernels": calls of kernels from tuning records}``.
     ``tensors``: the qparams of every quantized tensor as JSON. ``sizes``: bytes of every file, and of
     ``"weights"`` (quantized) and ``"float_model"`` where known. ``sha256``: of every file but the
     manifest. Saving fills in the entries of files.

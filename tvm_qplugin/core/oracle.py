@@ -15,6 +15,7 @@ it).
 | dequantize (int16) | q | scale; axes (optional transposition applied after) |
 | requantize | q | multiplier (integer, in 1/256) |
 | qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
+| qconv2d_add | those of qconv2d, then a second summand | qconv2d's; add: qadd's, the convolution is ``a`` |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
@@ -87,6 +88,11 @@ def qadd(p: Params, a: Array, b: Array, dtype: str) -> Array:
     wide = (a.astype("int64") - p["a_zp"]) * p["a_mul"] + (b.astype("int64") - p["b_zp"]) * p["b_mul"]
     q = ((wide + (1 << (p["shift"] - 1))) >> p["shift"]) + p["out_zp"]
     return np.clip(q, p["lo"], p["hi"]).astype(dtype)
+
+
+def qconv2d_add(p: Params, x: Array, w: Array, bias: Array, factor: Array, other: Array, dtype: str) -> Array:
+    """``qadd`` of a ``qconv2d`` and another tensor of its shape."""
+    return qadd(p["add"], qconv2d(p, x, w, bias, factor, dtype), other, dtype)
 
 
 def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
@@ -237,6 +243,7 @@ ORACLE: dict[str, Oracle] = {
     "dequantize": dequantize,
     "requantize": requantize_tensor,
     "qconv2d": qconv2d,
+    "qconv2d_add": qconv2d_add,
     "qdense": qdense,
     "qadd": qadd,
     "qmul": qmul,

@@ -28,12 +28,15 @@ class TargetProfile:
 
     ``tvm`` is TVM's target as a dict ("host" values are filled in at run time), ``storage`` the dtype
     in which 8-bit activations lie in memory, ``rules`` the schedule rules (``module:function``) that are
-    asked in this order, ``compiler`` the C++ compiler that links (None: the host's).
+    asked in this order, ``tunables`` those of them that have knobs to tune (functions from a call and a
+    target to a ``Tunable``), ``compiler`` the C++ compiler that links (None: the host's).
 
     ``artifact``: what the device takes, "model.so" or "tflite". ``recipe`` and ``io`` hold where the user
     names none; ``per_channel_dense``: whether dense weights may have a scale for every output.
     ``float_passes`` rewrite a float module before calibration, ``quantized_passes`` a QDQ module
     (``module:class``, made without arguments); applied twice they change no more than applied once.
+    ``fusions`` (``module:function``) tell which pairs of kernels the rules have as one, ``halos`` which
+    kernels may have padding around the tensors that they read and write.
     """
 
     name: str
@@ -41,6 +44,7 @@ class TargetProfile:
     tvm: Mapping[str, Any]
     storage: str = "int8"
     rules: tuple[str, ...] = ()
+    tunables: tuple[str, ...] = ()
     compiler: str | None = None
     rounding: str = "float32"
     artifact: str = "model.so"
@@ -49,6 +53,8 @@ class TargetProfile:
     per_channel_dense: bool = True
     float_passes: tuple[str, ...] = ()
     quantized_passes: tuple[str, ...] = ()
+    fusions: tuple[str, ...] = ()
+    halos: tuple[str, ...] = ()
     capabilities: tuple[OpCapability, ...] = field(
         default_factory=lambda: tuple(OpCapability(kind) for kind in sorted(INT8_KINDS))
     )

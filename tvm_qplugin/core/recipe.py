@@ -16,7 +16,7 @@ from tvm_qplugin.core.registry import Registry
 SCHEMES = ("int8", "int16x8", "fp16", "dynamic", "float")
 INTEGER_SCHEMES = ("int8", "int16x8")
 STORAGE_SCHEMES = ("fp16", "dynamic")
-"""Schemes that change how weights are stored and need no calibration."""
+"""Schemes that compute in float, change how weights are stored, and need no calibration."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Rule:
     """What applies to operators whose output name matches ``scope`` and whose kind is ``op``.
 
     ``scope`` is a regular expression searched in the name, ``op`` a kind such as ``conv2d`` (None:
-    any). Fields left at None change nothing.
+    any). Fields left at None change nothing. Data movement (reshape, concat, slices) follows the integer
+    scheme of what it reads, whatever a rule says.
     """
 
     scope: str = ""
@@ -62,6 +63,8 @@ class Choice:
 class Recipe:
     """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
 
+    Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; ``fp16`` and
+    ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
     up for the mean error of a layer, ``smooth``: spread of channels moves from activations into weights
     (SmoothQuant, for transformers); all need samples, not only their ranges.
@@ -80,13 +83,7 @@ class Recipe:
         """Check the schemes."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
-        found = {self.scheme, *(rule.scheme for rule in self.rules)} - {None, "float"}
-        if len(found) > 1:
-            raise RecipeError(
-                f"recipe {self.name!r} mixes the schemes {' and '.join(sorted(map(str, found)))}: use one of "
-                "them, and float for other layers"
-            )
-        if self.recovers and self.scheme not in INTEGER_SCHEMES:
+        if self.recovers and not self.integer:
             raise RecipeError(
                 f"recipe {self.name!r} corrects biases or rounds adaptively, which scheme {self.scheme} has "
                 f"no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
@@ -98,9 +95,20 @@ class Recipe:
         return self.adaptive_rounding or self.correct_bias
 
     @property
-    def wide(self) -> bool:
-        """Whether activations are int16."""
-        return "int16x8" in (self.scheme, *(rule.scheme for rule in self.rules))
+    def schemes(self) -> frozenset[str]:
+        """All that a layer may get."""
+        return frozenset({self.scheme, *(rule.scheme for rule in self.rules if rule.scheme is not None)})
+
+    @property
+    def integer(self) -> bool:
+        """Whether anything is computed in integers, which needs calibration."""
+        return not self.schemes.isdisjoint(INTEGER_SCHEMES)
+
+    @property
+    def storage(self) -> str:
+        """The scheme of a model that computes in float and stores weights small; "" for any other model."""
+        found = [scheme for scheme in (self.scheme, *STORAGE_SCHEMES) if scheme in STORAGE_SCHEMES]
+        return "" if self.integer else next((s for s in found if s in self.schemes), "")
 
     def asks_for(self, kind: str, name: str) -> bool:
         """Whether a rule, not only the scheme of the recipe, wants an operator to be quantized."""

@@ -81,8 +81,8 @@ class OpAnnotation:
     """One operator as quantization sees it: a group of bindings that becomes one kernel.
 
     ``output`` is the name of the tensor that the group puts out, ``inputs`` the tensors it reads,
-    ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``;
-    ``narrow``: it reads int16 tensors as int8.
+    ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``.
+    ``scheme`` is that of an integer one, ``result`` that of what it puts out where it is another one.
     """
 
     kind: str
@@ -92,12 +92,32 @@ class OpAnnotation:
     weight: QuantSpec | None = None
     integer: bool = True
     reason: str = ""
-    narrow: bool = False
+    scheme: str = "int8"
+    result: str = ""
+
+    @property
+    def output_scheme(self) -> str:
+        """The scheme on whose grid the result is."""
+        return self.result or self.scheme
+
+
+def second(name: str, scheme: str) -> str:
+    """The key of a tensor on the grid that operators of another scheme than its own read it on."""
+    return f"{name} as {scheme}"
+
+
+def tensor_of(key: str) -> str:
+    """The name of the tensor that a key of ``Annotation.tensors`` is about."""
+    return key.partition(" as ")[0]
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """All operators, and the specification of every tensor that is quantized."""
+    """All operators, and the specification of every tensor that is quantized.
+
+    Of a tensor that operators of several schemes make or read, its own name stands for the grid of the
+    one that makes it (where that is float, of the first that reads it), ``second`` for the others.
+    """
 
     operators: Mapping[str, OpAnnotation]
     tensors: Mapping[str, Spec]
@@ -106,17 +126,22 @@ class Annotation:
         """The same with some specifications replaced."""
         return replace(self, tensors={**self.tensors, **changed})
 
+    def key(self, op: OpAnnotation, name: str) -> str:
+        """The key of a tensor on the grid on which an operator reads or writes it."""
+        other = second(name, op.output_scheme if name == op.output else op.scheme)
+        return other if other in self.tensors else name
+
     def observed(self) -> list[str]:
         """Tensors whose range has to be measured."""
-        return [name for name, spec in self.tensors.items() if not isinstance(spec, FixedSpec)]
+        return list(self.observers())
 
     def observers(self) -> dict[str, str]:
         """The observer of every tensor that is measured; tensors that share parameters share it."""
-        found = {}
-        for name in self.observed():
-            spec = self.tensors[name]
-            spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
-            found[name] = spec.observer if isinstance(spec, QuantSpec) else "min_max"
+        found: dict[str, str] = {}
+        for key, spec in self.tensors.items():
+            if not isinstance(spec, FixedSpec):
+                spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
+                found.setdefault(tensor_of(key), spec.observer if isinstance(spec, QuantSpec) else "min_max")
         return found
 
     def dumps(self) -> str:

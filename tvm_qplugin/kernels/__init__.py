@@ -30,6 +30,7 @@ KERNELS = {
     "qclamp": "elementwise:qclamp",
     "qlut": "elementwise:qlut",
     "qconv2d": "conv:qconv2d",
+    "qconv2d_add": "conv:qconv2d_add",
     "fconv2d": "conv:fconv2d",
     "qdense": "dense:qdense",
     "fdense": "dense:fdense",

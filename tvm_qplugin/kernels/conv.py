@@ -8,6 +8,7 @@ from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.kernels.arith import Expr, f32, finish
+from tvm_qplugin.kernels.elementwise import qadd
 from tvm_qplugin.kernels.movement import padded
 
 
@@ -20,6 +21,12 @@ def qconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tenso
         return finish(acc[n, h, v, o] + bias[o], factor[o], p, out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
+
+
+def qconv2d_add(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """Integer convolution and the addition of another tensor of its shape."""
+    *operands, other = inputs
+    return qadd(p["add"], [qconv2d(p, operands, out), other], out)
 
 
 def fconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:

@@ -81,6 +81,7 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "qadd": _broadcast,
     "qmul": _broadcast,
     "qconv2d": _window,
+    "qconv2d_add": _window,
     "fconv2d": _window,
     "qavgpool2d": _window,
     "qmaxpool2d": _window,
