@@ -53,14 +53,21 @@ def test_golden() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"smallest": 1, "recipe": Recipe("mine", rules=(Rule("^y$", scheme="float"),))}]
+    "options",
+    [
+        {},
+        {"smallest": 1, "recipe": Recipe("mine", rules=(Rule("^y$", scheme="float"),))},
+        {"smallest": 1, "recipe": Recipe("mine", rules=(Rule("^y$", scheme="fp16"),))},
+    ],
 )
 def test_small_tables_and_those_of_the_recipe_stay(options: dict[str, Any]) -> None:
     tvm.ir.assert_structural_equal(apply(Before, **options)["main"], Before["main"], map_free_vars=True)
 
 
-@pytest.mark.parametrize("recipe", ["dynamic", "int8", "int16x8"])
-def test_the_whole_way(recipe: str) -> None:
+@pytest.mark.parametrize(
+    "recipe", ["dynamic", "int8", "int16x8", Recipe("mixed", rules=(Rule(scheme="dynamic"),))]
+)
+def test_the_whole_way(recipe: str | Recipe) -> None:
     builder = tvm.relax.BlockBuilder()
     ids = tvm.relax.Var("ids", tvm.relax.TensorType((1, 3), "int64"))
     with builder.function("main", [ids]):

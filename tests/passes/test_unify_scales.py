@@ -61,6 +61,16 @@ def test_steps_of_a_cell_share() -> None:
     assert found == {**dict.fromkeys(names, ACTIVATION), "a_t1": SharedSpec("a_t0")}
 
 
+def test_steps_share_on_every_grid() -> None:
+    operators = [operator("add", "a_t1", "a_t0"), operator("add", "y", "a_t1")]
+    wide = dict.fromkeys(("a_t0", "a_t1", "y"), ACTIVATION16)
+    tensors = {**wide, "a_t0 as int8": ACTIVATION, "a_t1 as int8": ACTIVATION}
+    annotation = Annotation({op.output: op for op in operators}, tensors)
+    found = unify(annotation, steps={"a_t0": "a", "a_t1": "a"}).tensors
+    shared = {"a_t1": SharedSpec("a_t0"), "a_t1 as int8": SharedSpec("a_t0 as int8")}
+    assert found == {**tensors, **shared}
+
+
 def test_dtypes_are_never_mixed() -> None:
     specs = unified([operator("reshape", "y", "x")], {"x": ACTIVATION16})
     assert specs == {"x": ACTIVATION16, "y": ACTIVATION}

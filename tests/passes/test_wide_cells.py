@@ -10,7 +10,7 @@ import onnx
 import pytest
 import tvm
 from onnx import helper, numpy_helper
-from tvm import IRModule
+from tvm import IRModule, relax
 from tvm.script import ir as I
 from tvm.script import relax as R
 
@@ -28,6 +28,7 @@ from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.unify_scales import UnifyScales
 from tvm_qplugin.simulator import simulate
+from tvm_qplugin.targets import find_profile
 
 Array = np.ndarray[Any, Any]
 NARROW = 16383.5 / 255
@@ -156,6 +157,59 @@ def test_a_cell_without_steps_is_not_wide() -> None:
     bare = ir.with_main_attr(mod, STEPS, json.dumps({}))
     tensors = Annotation.loads(str(Annotate()(bare)["main"].attrs[ANNOTATION])).tensors
     assert {getattr(spec, "dtype", "") for spec in tensors.values()} == {"int8"}
+
+
+def encoder(attention: bool, head: str = "") -> IRModule:
+    """Dense ``a``, softmax of products with itself (or not), dense ``b``; ``head``: what is behind ``b``."""
+    rng = np.random.default_rng(3)
+    bb, op = relax.BlockBuilder(), relax.op
+    x = relax.Var("x", relax.TensorType((4, 64), "float32"))
+    weights = [relax.const(rng.normal(size=(64, n)).astype("float32") / 8) for n in (64, 32)]
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            a = bb.emit(op.matmul(x, weights[0]), "a")
+            if attention:
+                scores = bb.emit(op.matmul(a, bb.emit(op.permute_dims(a), "turned")), "scores")
+                a = bb.emit(op.matmul(bb.emit(op.nn.softmax(scores), "weights"), a), "mixed")
+            out = bb.emit(op.matmul(a, weights[1]), "b")
+            if head == "reshape":
+                out = bb.emit(op.reshape(out, (8, 16)), "r")
+            both = [out, bb.emit(op.nn.log_softmax(out), "s")] if head == "float too" else [out]
+            if head == "float":
+                both = [bb.emit(op.nn.log_softmax(out), "s")]
+            result = bb.emit_output(both[0] if len(both) == 1 else relax.Tuple(both))
+        bb.emit_func_output(result)
+    return bb.get()
+
+
+def results(mod: IRModule) -> dict[str, str]:
+    annotation = Annotation.loads(str(Annotate()(mod)["main"].attrs[ANNOTATION]))
+    return {name: op.output_scheme for name, op in annotation.operators.items() if op.kind == "dense"}
+
+
+@pytest.mark.parametrize("head", ["", "reshape", "float too"])
+def test_results_for_attention_are_wide_but_outputs_are_not(head: str) -> None:
+    found = results(encoder(True, head))
+    assert (found["a"], found["b"]) == ("int16x8", "int8")
+
+
+@pytest.mark.parametrize("head", ["", "reshape", "float too", "float"])
+def test_without_attention_nothing_is_wide(head: str) -> None:
+    assert results(encoder(False, head)) == {"a": "int8", "b": "int8"}
+
+
+def test_what_floats_read_behind_attention_is_wide() -> None:
+    assert results(encoder(True, "float"))["b"] == "int16x8"
+
+
+@pytest.mark.parametrize("attention", [True, False])
+def test_a_classifier_keeps_its_kernel(attention: bool) -> None:
+    data = [np.random.default_rng(i).normal(size=(4, 64)).astype("float32") for i in range(4)]
+    quantized = quantize(load(encoder(attention)), calibration=data)
+    artifact = build(quantized, merge=False)
+    call = next(call for call in artifact.manifest.calls if call.tensor == "b")
+    assert (call.kernel, call.dtype) == ("qdense", find_profile("host").storage)
+    np.testing.assert_array_equal(artifact.run(data[0])[0], simulate(quantized, data[0])[0])
 
 
 def test_export_refuses_mixed_widths(tmp_path: Any) -> None:
