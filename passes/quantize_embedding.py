@@ -12,7 +12,7 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
-from tvm_qplugin.passes.rebuild import Rebuilder, constant, op_name, rebuild_main, value_of
+from tvm_qplugin.passes.rebuild import Rebuilder, constant, op_name, value_of
 from tvm_qplugin.passes.weights import quantize_weight
 
 Expr = Any
@@ -32,20 +32,27 @@ class QuantizeEmbedding:
     smallest: int = 1024
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
-        """Rewrite ``main``."""
-        return rebuild_main(mod, lambda func: _Lookups(func, self))
+        """Rewrite ``main``, if it looks anything up."""
+        work = _Lookups(mod["main"], self)
+        func = work.run()
+        if not work.found:
+            return mod
+        result = mod.clone()
+        result["main"] = func
+        return result
 
 
 class _Lookups(Rebuilder):
     def __init__(self, func: relax.Function, choice: QuantizeEmbedding) -> None:
         super().__init__(func)
-        self.choice = choice
+        self.choice, self.found = choice, False
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A lookup in a float table."""
         table = value_of(call.args[0]) if op_name(call) == "take" else None
         if table is None or not self._wanted(call, table, name):
             return call
+        self.found = True
         codes, grid = quantize_weight(table, replace(WEIGHT, axis=0), None, np.ones(()))
         mode, indices = str(call.attrs.mode), call.args[1]
         scales = constant(grid.scale.reshape(-1, 1).astype("float32"))
