@@ -18,7 +18,7 @@ from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.observers import Observer, find_observer
+from tvm_qplugin.observers import Observer, find_observer, resumed
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.insert_observers import InsertObservers
 from tvm_qplugin.progress import progress_bar
@@ -119,7 +119,7 @@ def _resumed(
     table: CalibrationTable, observers: Mapping[str, tuple[str, Observer]], identity: str
 ) -> dict[str, tuple[str, Observer]]:
     table.check(identity, observers)
-    resumed = {}
+    found = {}
     for name, (kind, _) in observers.items():
         seen = table.ranges[name]
         if seen.observer != kind:
@@ -127,8 +127,8 @@ def _resumed(
                 f"tensor {name!r}: the table to go on from has observer {seen.observer!r}, {kind!r} is asked "
                 "for; use the same observer or start without the table"
             )
-        resumed[name] = (kind, find_observer(kind).resume(seen.low, seen.high, seen.count))
-    return resumed
+        found[name] = (kind, resumed(seen))
+    return found
 
 
 @dataclass
@@ -200,6 +200,7 @@ class _Run:
             )
         ranges = {}
         for name, (kind, observer) in observers.items():
-            low, high = observer.range()
-            ranges[name] = TensorRange(float(low), float(high), kind, observer.count)
+            histogram = getattr(observer, "histogram", None)
+            low, high = observer.range() if histogram is None else (histogram.low, histogram.high)
+            ranges[name] = TensorRange(float(low), float(high), kind, observer.count, histogram)
         return CalibrationTable(self.identity, total, ranges)

@@ -16,6 +16,7 @@ from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
+from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
@@ -54,9 +55,9 @@ def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     return [ExpandWeights(), Annotate(recipe, profile.explain)]
 
 
-def convert_passes(table: CalibrationTable) -> Passes:
+def convert_passes(table: CalibrationTable, annotation: Annotation) -> Passes:
     """Annotated module -> QDQ module."""
-    ranges = {name: (r.low, r.high) for name, r in table.ranges.items()}
+    ranges = {name: range_of(table.ranges[name], annotation.spec_of(name)) for name in annotation.observed()}
     return [UnifyScales(ranges), InsertQDQ(ranges)]
 
 
@@ -158,7 +159,7 @@ def quantize_module(
             each=kept.offer if chosen.recovers else None,
         )
         samples = kept.samples
-    quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
+    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(annotated)
     if chosen.recovers:
         quantized = _recovered(quantized, module, chosen, samples, progress)
     return tvm.transform.Sequential(finish_passes(profile, io))(quantized)

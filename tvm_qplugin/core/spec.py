@@ -108,14 +108,15 @@ class Annotation:
         """Tensors whose range has to be measured."""
         return [name for name, spec in self.tensors.items() if not isinstance(spec, FixedSpec)]
 
+    def spec_of(self, name: str) -> QuantSpec:
+        """How an observed tensor is quantized; those that share parameters share it."""
+        spec = self.tensors[name]
+        spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
+        return spec if isinstance(spec, QuantSpec) else ACTIVATION
+
     def observers(self) -> dict[str, str]:
         """The observer of every tensor that is measured; tensors that share parameters share it."""
-        found = {}
-        for name in self.observed():
-            spec = self.tensors[name]
-            spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
-            found[name] = spec.observer if isinstance(spec, QuantSpec) else "min_max"
-        return found
+        return {name: self.spec_of(name).observer for name in self.observed()}
 
     def dumps(self) -> str:
         """JSON, to be kept as a function attribute."""
