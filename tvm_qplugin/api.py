@@ -12,6 +12,7 @@ import tvm
 from tvm.ir import IRModule
 
 from tvm_qplugin import frontend
+from tvm_qplugin.best import attempts_of
 from tvm_qplugin.builder import SOURCE, instruments
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import RecipeError
@@ -38,6 +39,7 @@ def quantize(
     progress: bool = False,
     io: str | None = None,
     dump: str | os.PathLike[str] | None = None,
+    accuracy: str | None = None,
 ) -> IRModule:
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
@@ -49,9 +51,12 @@ def quantize(
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
     each an array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
     ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
-    ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
-    observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the
-    model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe "int16x8"). ``recipe`` and
+    ``observer``: "min_max", "moving_average", "percentile", "entropy" or "least_mse". ``accuracy="best"``
+    tries what can win accuracy back and keeps what helps on a quarter of the samples, held back for that; the
+    attribute ``qplugin.attempts`` of ``main`` tells what was tried, and Ctrl-C ends it. ``hooks`` are called
+    with (tensor name, value) for every observed tensor of every sample; at most ``limit`` samples are used.
+    ``io``: dtype of the model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe
+    "int16x8"). ``recipe`` and
     ``io`` left out are the target's: "int8" and "float" for CPUs. ``dump``: directory for the IR after every
     pass. ``batch``, ``input_layout``, ``shapes``: see ``load``.
 
@@ -76,7 +81,9 @@ def quantize(
                 limit=limit,
                 progress=progress,
                 io=io,
+                accuracy=accuracy,
             )
+            chosen = recipe_of(module) or chosen
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(model, chosen)))
 
 
@@ -96,6 +103,12 @@ def prepare(
     profile = find_profile(target)
     module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
     return rewritten(module, profile)
+
+
+def recipe_of(module: IRModule) -> Recipe | None:
+    """The recipe that ``accuracy="best"`` has found."""
+    found = attempts_of(module)
+    return None if found is None else Recipe.from_json(found["recipe"])
 
 
 def describe_source(model: str | os.PathLike[str] | IRModule, recipe: Recipe) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def calibrate(
     ``observer`` is a name, or a mapping from tensor to name. ``table``: go on from an earlier result.
     ``checkpoint``: a file that gets the table every ``checkpoint_every`` samples and on Ctrl-C; a run
     that finds it skips the samples in it; it is removed at the end. ``each`` is called with every
-    sample as it was given. Raises CalibrationError.
+    sample as it was given; one that it answers with True is held back, not observed. Raises CalibrationError.
     """
     identity = model_hash or hash_of(module)
     chosen = tuple(dict.fromkeys(float_tensors(module) if names is None else names))
@@ -86,9 +86,8 @@ def calibrate(
     try:
         with progress_bar(progress, samples, limit) as advance:
             for index, sample in numbered(samples, limit):
-                if each is not None:
-                    each(sample)
-                if index >= skip:
+                held = each is not None and each(sample) is True
+                if index >= skip and not held:
                     run.observe(index, sample)
                     if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                         run.table().save(checkpoint)
@@ -101,6 +100,17 @@ def calibrate(
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return result
+
+
+def observe(
+    module: IRModule, samples: Iterable[Sample], names: Sequence[str], observer: str
+) -> dict[str, Any]:
+    """The observers of tensors after all samples, by name: for what a table does not keep."""
+    found: dict[str, tuple[str, Observer]] = {name: (observer, find_observer(observer)()) for name in names}
+    run = _Run(module, "", tuple(found), found, ())
+    for index, sample in numbered(samples):
+        run.observe(index, sample)
+    return {name: seen for name, (_, seen) in run.state[0].items()}
 
 
 def _observers(

@@ -51,7 +51,12 @@ Key = Annotated[
     typer.Option(help="Array of a .npz to use. Default: the input's name, or x.", show_default=False),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
-Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
+Observer = Annotated[
+    str | None,
+    typer.Option(
+        help="min_max, moving_average, percentile, entropy or least_mse.", show_default="the recipe's"
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(
@@ -93,6 +98,18 @@ Round = Annotated[
         help="Win accuracy back: weights are rounded so that their errors compensate (takes longer).",
     ),
 ]
+Equalize = Annotated[
+    bool,
+    typer.Option("--equalize", help="Win accuracy back: channels are brought to equal range between layers."),
+]
+Accuracy = Annotated[
+    Literal["best"] | None,
+    typer.Option(
+        help="best: try the ways to win accuracy back, and keep what helps on a quarter of the samples, "
+        "which is held back for that (minutes; Ctrl-C keeps the best so far).",
+        show_default=False,
+    ),
+]
 OutDirectory = Annotated[
     Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
 ]
@@ -128,6 +145,8 @@ def quantize(
     keep_float: Floats = None,
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
+    equalize: Equalize = False,
+    accuracy: Accuracy = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -143,10 +162,11 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
       tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
         --preprocess tf,crop=224 --samples 100
+      tvm-qplugin quantize model.onnx --calibration samples.npz --accuracy best -o quantized
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
     """
-    recovers = correct_bias or adaptive_rounding
+    recovers = correct_bias or adaptive_rounding or equalize or accuracy is not None
     if calibration is not None and table is not None and not recovers:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
     check_stage_directory(output)
@@ -165,6 +185,8 @@ def quantize(
         tuple(keep_float or ()),
         adaptive_rounding,
         correct_bias,
+        equalize,
+        accuracy,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
@@ -232,6 +254,8 @@ def merge_tables(
 def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
+    from tvm_qplugin.best import attempts_of
+
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
     stored = work.recipe.scheme in STORAGE_SCHEMES
@@ -250,6 +274,10 @@ def _quantized_report(
     parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
     if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
+    search = attempts_of(module)
+    if search is not None:
+        data |= {"recipe": search["recipe"], "accuracy": search}
+        parts = [*report.attempts(search), "", *parts]
     samples = f", calibrated with {table.samples} samples" if table else ""
     parts += [
         report.line(f"quantized in {seconds:.1f} s{samples}: {output}"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tvm_qplugin.core.profile import TargetProfile
     from tvm_qplugin.core.spec import Annotation
-    from tvm_qplugin.samples import Reservoir, Sample
+    from tvm_qplugin.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Quantization:
     keep_float: tuple[str, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    equalize: bool = False
+    accuracy: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -71,6 +73,7 @@ class Quantization:
             with_float(found, self.keep_float),
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
+            equalize=found.equalize or self.equalize,
         )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
@@ -91,11 +94,12 @@ class Quantization:
         """The quantized module, and the table it was made with (None: none was needed)."""
         import tvm
 
-        from tvm_qplugin.api import dumping
+        from tvm_qplugin.api import dumping, recipe_of
+        from tvm_qplugin.best import Split
         from tvm_qplugin.passes.quantize_io import QuantizeIO
-        from tvm_qplugin.pipeline import is_quantized, quantize_module
-        from tvm_qplugin.recovery import reservoir_for
+        from tvm_qplugin.pipeline import check_accuracy, is_quantized, quantize_module
 
+        check_accuracy(self.accuracy, self.recipe)
         io = self.profile.io if io is None else io
         with dumping(dump):
             module = self.load(model, loading)
@@ -112,38 +116,49 @@ class Quantization:
                 table, module = None, quantize_module(module, recipe=self.recipe, target=self.target, io=io)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
-                kept = reservoir_for(module)
-                table = self._ranges(module, table, kept)
-                with step("quantizing", spin=not self.recipe.recovers):
+                split = Split.of(module)
+                table = self._ranges(module, table, split.offer if self.accuracy else split.kept.offer)
+                with step("quantizing", spin=not self.needs_samples):
                     module = quantize_module(
                         module,
                         recipe=self.recipe,
                         target=self.target,
                         calibration=table,
                         io=io,
-                        samples=kept.samples,
+                        observer=self.observer,
+                        samples=split.kept.samples,
+                        held_back=split.held.samples,
+                        accuracy=self.accuracy,
                         progress=True,
                     )
-        return with_source(module, model, self.recipe), table
+        return with_source(module, model, recipe_of(module) or self.recipe), table
 
-    def _ranges(self, module: IRModule, table: CalibrationTable | None, kept: Reservoir) -> CalibrationTable:
-        """A new table, or the one made before; samples are kept where the recipe wants them."""
+    @property
+    def needs_samples(self) -> bool:
+        """Whether samples are wanted beside their ranges."""
+        return self.recipe.recovers or self.accuracy is not None
+
+    def _ranges(
+        self, module: IRModule, table: CalibrationTable | None, offer: Callable[[Sample], object]
+    ) -> CalibrationTable:
+        """A new table, or the one made before; samples are offered where they are wanted beside it."""
         from tvm_qplugin.samples import numbered
 
         if table is None:
-            return self.table_of(module, kept.offer if self.recipe.recovers else None)
-        if self.recipe.recovers:
+            return self.table_of(module, offer if self.needs_samples else None)
+        if self.needs_samples:
             if self.calibration is None:
                 raise CalibrationError(
-                    "correcting biases and rounding adaptively need samples beside the table of ranges: "
-                    "give them with --calibration"
+                    "winning accuracy back needs samples beside the table of ranges: give them with "
+                    "--calibration"
                 )
             for _, sample in numbered(self._open(module), self.samples):
-                kept.offer(sample)
+                offer(sample)
         return table
 
     def table_of(self, module: IRModule, each: Callable[[Sample], object] | None = None) -> CalibrationTable:
         """Run the samples through a float module; ``each`` is called with every one."""
+        from tvm_qplugin.best import HISTOGRAM
         from tvm_qplugin.calibrator import calibrate
         from tvm_qplugin.pipeline import is_quantized
 
@@ -160,7 +175,7 @@ class Quantization:
                 module,
                 samples,
                 names=annotation.observed(),
-                observer=self.observer or self.recipe.observer,
+                observer=HISTOGRAM if self.accuracy else self.observer or self.recipe.observer,
                 limit=self.samples,
                 progress=True,
                 each=each,

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class TensorRange:
             return TensorRange(low, high, self.observer, count)
         low, high = min(self.low, other.low), max(self.high, other.high)
         return TensorRange(low, high, self.observer, count, self._merged(other))
+
+    def seen_by(self, observer: str) -> TensorRange:
+        """The same with another observer; one that does not choose from histograms gets the extremes."""
+        return replace(self, observer=observer)
 
     def _merged(self, other: TensorRange) -> Histogram | None:
         if self.histogram is None or other.histogram is None:
@@ -88,6 +92,14 @@ class CalibrationTable:
                 )
         ranges = {name: mine.merge(other.ranges[name]) for name, mine in self.ranges.items()}
         return CalibrationTable(self.model_hash, self.samples + other.samples, ranges)
+
+    def seen_by(self, observers: Mapping[str, str]) -> CalibrationTable:
+        """What other observers, by tensor, would have made of the same histograms; the rest stays."""
+        ranges = dict(self.ranges)
+        for name, observer in observers.items():
+            if ranges[name].histogram is not None:
+                ranges[name] = ranges[name].seen_by(observer)
+        return replace(self, ranges=ranges)
 
     def check(self, model_hash: str, names: Iterable[str]) -> None:
         """Raise CalibrationError unless the table is of this model and has all these tensors."""

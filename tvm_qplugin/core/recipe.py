@@ -63,7 +63,8 @@ class Recipe:
     """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
 
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
-    up for the mean error of a layer; both need samples, not only their ranges.
+    up for the mean error of a layer, ``equalize``: channels of a tensor are brought to about equal range
+    by factors moved between layers; all need samples, not only their ranges.
     """
 
     name: str = "int8"
@@ -73,6 +74,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    equalize: bool = False
 
     def __post_init__(self) -> None:
         """Check the schemes."""
@@ -86,14 +88,14 @@ class Recipe:
             )
         if self.recovers and self.scheme not in INTEGER_SCHEMES:
             raise RecipeError(
-                f"recipe {self.name!r} corrects biases or rounds adaptively, which scheme {self.scheme} has "
-                f"no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"recipe {self.name!r} corrects biases, rounds adaptively or equalizes, which scheme "
+                f"{self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
             )
 
     @property
     def recovers(self) -> bool:
         """Whether anything is done to win accuracy back."""
-        return self.adaptive_rounding or self.correct_bias
+        return self.adaptive_rounding or self.correct_bias or self.equalize
 
     @property
     def wide(self) -> bool:

@@ -14,9 +14,9 @@ from tvm_qplugin.core.spec import ACTIVATION, QuantSpec
 class Observer(Protocol):
     """Sees one tensor's values, sample after sample, in memory that does not grow.
 
-    ``count`` is the number of samples seen. Its class is callable without arguments. One that has a
-    ``histogram`` gets it back as a fourth argument of ``resume``, and chooses its range when the table
-    is used.
+    ``count`` is the number of samples seen. Its class is callable without arguments. One whose class
+    ``chooses`` has a ``histogram``, which it gets back as a fourth argument of ``resume``, and chooses its
+    range when the table is used.
     """
 
     count: int
@@ -50,15 +50,19 @@ OBSERVERS: Registry[type[Observer]] = Registry(
 
 def range_of(seen: TensorRange, spec: QuantSpec = ACTIVATION) -> tuple[float, float]:
     """The range to quantize of an entry of a calibration table."""
-    return (seen.low, seen.high) if seen.histogram is None else resumed(seen).range(spec)
+    return resumed(seen).range(spec) if _chooses(seen) else (seen.low, seen.high)
 
 
 def resumed(seen: TensorRange) -> Observer:
     """The observer that made an entry of a calibration table, as it was then."""
     kind = find_observer(seen.observer)
-    if seen.histogram is None:
+    if not _chooses(seen):
         return kind.resume(seen.low, seen.high, seen.count)
     return kind.resume(seen.low, seen.high, seen.count, seen.histogram)  # type: ignore[call-arg]
+
+
+def _chooses(seen: TensorRange) -> bool:
+    return seen.histogram is not None and bool(getattr(find_observer(seen.observer), "chooses", False))
 
 
 def find_observer(name: str) -> type[Observer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -22,6 +22,8 @@ SHARES = np.linspace(0.02, 1.0, 99)
 @dataclass
 class HistogramObserver:
     """Counts values in a ``Histogram``; subclasses choose the range from it."""
+
+    chooses: ClassVar[bool] = True
 
     histogram: Histogram = field(default_factory=Histogram)
     count: int = 0
