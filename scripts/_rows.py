@@ -26,6 +26,7 @@ class Options:
     exact: int = 50
     calibration: int | None = None
     recipe: str = "int8"
+    accuracy: str | None = None
 
 
 @dataclass(frozen=True)
