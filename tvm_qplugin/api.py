@@ -40,6 +40,7 @@ def quantize(
     io: str | None = None,
     dump: str | os.PathLike[str] | None = None,
     accuracy: str | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> IRModule:
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
@@ -50,6 +51,9 @@ def quantize(
     ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
     each an array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
+    "data-free", worse than a few samples, estimates ranges from the statistics of batch norms, for a model
+    that still has them and takes inputs within ``input_range``; the attribute ``qplugin.data_free`` of
+    ``main`` marks the result.
     ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
     ``observer``: "min_max", "moving_average", "percentile", "entropy" or "least_mse". ``accuracy="best"``
     tries what can win accuracy back and keeps what helps on a quarter of the samples, held back for that; the
@@ -67,7 +71,14 @@ def quantize(
     if chosen.scheme == "float":
         raise RecipeError("recipe 'float' quantizes nothing: pass the result of load() to build()")
     with dumping(dump):
-        module = prepare(model, target=profile, batch=batch, input_layout=input_layout, shapes=shapes)
+        module = prepare(
+            model,
+            target=profile,
+            batch=batch,
+            input_layout=input_layout,
+            shapes=shapes,
+            statistics=isinstance(calibration, str),
+        )
         if is_quantized(module):
             module = tvm.transform.Sequential([QuantizeIO(profile.io if io is None else io)])(module)
         else:
@@ -82,6 +93,7 @@ def quantize(
                 progress=progress,
                 io=io,
                 accuracy=accuracy,
+                input_range=input_range,
             )
             chosen = recipe_of(module) or chosen
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(model, chosen)))
@@ -94,14 +106,17 @@ def prepare(
     batch: int | None = None,
     input_layout: str = "NCHW",
     shapes: Mapping[str, Sequence[int]] | None = None,
+    statistics: bool = False,
 ) -> IRModule:
     """Load a model and rewrite it for a target: what ``calibrate`` and ``quantize`` work on.
 
     A table that ``quantize(model, target=target)`` shall use is made of this module. For CPUs it is what
-    ``load`` gives. Raises ModelError or TargetError.
+    ``load`` gives; ``statistics``: see there. Raises ModelError or TargetError.
     """
     profile = find_profile(target)
-    module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
+    module = frontend.load(
+        model, batch=batch, input_layout=input_layout, shapes=shapes, statistics=statistics
+    )
     return rewritten(module, profile)
 
 

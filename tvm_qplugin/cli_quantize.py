@@ -110,6 +110,14 @@ Accuracy = Annotated[
         show_default=False,
     ),
 ]
+DataFree = Annotated[
+    bool,
+    typer.Option(
+        "--data-free",
+        help="No samples: estimate ranges from the statistics of batch norms (worse than a few samples; "
+        "needs --preprocess for the range of the inputs).",
+    ),
+]
 OutDirectory = Annotated[
     Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
 ]
@@ -147,6 +155,7 @@ def quantize(
     adaptive_rounding: Round = False,
     equalize: Equalize = False,
     accuracy: Accuracy = None,
+    data_free: DataFree = False,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -187,6 +196,7 @@ def quantize(
         correct_bias,
         equalize,
         accuracy,
+        data_free,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
@@ -264,6 +274,7 @@ def _quantized_report(
         "recipe": work.recipe.to_json(),
         "target": work.target,
         "samples": table.samples if table else 0,
+        "data_free": work.data_free,
         "inputs": [asdict(info) for info in manifest.inputs],
         "outputs": [asdict(info) for info in manifest.outputs],
         "totals": report.totals(operators),
@@ -279,6 +290,7 @@ def _quantized_report(
         data |= {"recipe": search["recipe"], "accuracy": search}
         parts = [*report.attempts(search), "", *parts]
     samples = f", calibrated with {table.samples} samples" if table else ""
+    samples += ", calibrated without data" if work.data_free else ""
     parts += [
         report.line(f"quantized in {seconds:.1f} s{samples}: {output}"),
         report.line(f"next: {data['next']}", "bold"),

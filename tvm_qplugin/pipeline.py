@@ -25,6 +25,7 @@ from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
@@ -43,6 +44,8 @@ from tvm_qplugin.targets import (
 )
 
 Passes = list[tvm.transform.Pass]
+UNSEEN = "qplugin.data_free"
+"""Attribute of a quantized ``main`` whose ranges come from no data: a warning that says so."""
 
 
 def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
@@ -115,6 +118,7 @@ def quantize_module(
     samples: Sequence[Sample] | None = None,
     accuracy: str | None = None,
     held_back: Sequence[Sample] | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
@@ -128,6 +132,7 @@ def quantize_module(
     """
     from tvm_qplugin.best import HISTOGRAM, Split, quantize_best
     from tvm_qplugin.calibrator import calibrate, model_hash
+    from tvm_qplugin.data_free import DATA_FREE
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
@@ -138,6 +143,10 @@ def quantize_module(
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
         return tvm.transform.Sequential([] if scheme_of(module) == chosen.scheme else passes)(module)
+    if isinstance(calibration, str) and calibration == DATA_FREE:
+        quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
+        return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+    module = ir.with_main_attr(module, NORMS, None)
     identity = model_hash(module)
     _, annotation = annotated(module, chosen, profile)
     names = annotation.observed()
@@ -172,6 +181,30 @@ def quantize_module(
     else:
         quantized = converted(module, chosen, profile, table, samples, progress)
     return tvm.transform.Sequential(finish_passes(profile, io))(quantized)
+
+
+def _without_data(
+    module: IRModule,
+    recipe: Recipe,
+    profile: TargetProfile,
+    input_range: tuple[float, float] | None,
+    accuracy: str | None,
+    progress: bool,
+) -> IRModule:
+    """QDQ module with ranges from batch norms, marked as such."""
+    from tvm_qplugin.calibrator import model_hash
+    from tvm_qplugin.data_free import WARNING, data_free_table
+
+    if recipe.recovers or accuracy:
+        raise RecipeError(
+            "winning accuracy back needs samples, and data-free has none: leave one of them out"
+        )
+    bare = ir.with_main_attr(module, NORMS, None)
+    prepared, annotation = annotated(bare, recipe, profile)
+    names = annotation.observed()
+    table = data_free_table(module, names, input_range, model_hash=model_hash(bare), progress=progress)
+    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
+    return ir.with_main_attr(quantized, UNSEEN, WARNING)
 
 
 def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:

@@ -40,6 +40,7 @@ class Quantization:
     correct_bias: bool = False
     equalize: bool = False
     accuracy: str | None = None
+    data_free: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -54,6 +55,11 @@ class Quantization:
             raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
         with_float(recipe or Recipe(), self.keep_float)
         Preprocess.parse(self.preprocess or "")
+        if self.data_free and (self.calibration is not None or not self.preprocess):
+            raise CalibrationError(
+                "--data-free takes no --calibration, and needs --preprocess (raw, unit, tf, imagenet ...), "
+                "which tells the range of the model's inputs"
+            )
         with step("importing TVM"):
             import tvm  # noqa: F401
         _ = self.profile
@@ -81,7 +87,7 @@ class Quantization:
         from tvm_qplugin.api import prepare
 
         with step("reading the model"):
-            return prepare(model, target=self.target, **loading)
+            return prepare(model, target=self.target, statistics=self.data_free, **loading)
 
     def quantized(
         self,
@@ -117,6 +123,8 @@ class Quantization:
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 split = Split.of(module)
+                if self.data_free:
+                    return self._estimated(module, model, io), None
                 table = self._ranges(module, table, split.offer if self.accuracy else split.kept.offer)
                 with step("quantizing", spin=not self.needs_samples):
                     module = quantize_module(
@@ -132,6 +140,25 @@ class Quantization:
                         progress=True,
                     )
         return with_source(module, model, recipe_of(module) or self.recipe), table
+
+    def _estimated(self, module: IRModule, model: Path, io: str) -> IRModule:
+        """The quantized module with ranges from batch norms."""
+        from tvm_qplugin.data_free import DATA_FREE, WARNING
+        from tvm_qplugin.pipeline import quantize_module
+
+        with step("estimating ranges", spin=False):
+            module = quantize_module(
+                module,
+                recipe=self.recipe,
+                target=self.target,
+                calibration=DATA_FREE,
+                accuracy=self.accuracy,
+                input_range=Preprocess.parse(self.preprocess or "").bounds(),
+                io=io,
+                progress=True,
+            )
+        say(WARNING, "yellow")
+        return with_source(module, model, self.recipe)
 
     @property
     def needs_samples(self) -> bool:
