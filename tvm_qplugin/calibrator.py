@@ -80,7 +80,10 @@ def calibrate(
     """
     identity = model_hash or hash_of(module)
     chosen = tuple(dict.fromkeys(float_tensors(module) if names is None else names))
-    run = _Run(module, identity, chosen, _observers(chosen, observer, table, identity), tuple(hooks))
+    observers = fresh_observers(chosen, observer)
+    if table is not None:
+        observers = _resumed(table, observers, identity)
+    run = ObservedModel(module, identity, chosen, observers, tuple(hooks))
     run.total = table.samples if table else 0
     skip = run.resume(checkpoint) if checkpoint is not None else 0
     try:
@@ -106,23 +109,20 @@ def observe(
     module: IRModule, samples: Iterable[Sample], names: Sequence[str], observer: str
 ) -> dict[str, Any]:
     """The observers of tensors after all samples, by name: for what a table does not keep."""
-    found: dict[str, tuple[str, Observer]] = {name: (observer, find_observer(observer)()) for name in names}
-    run = _Run(module, "", tuple(found), found, ())
+    found = fresh_observers(names, observer)
+    run = ObservedModel(module, "", tuple(found), found, ())
     for index, sample in numbered(samples):
         run.observe(index, sample)
     return {name: seen for name, (_, seen) in run.state[0].items()}
 
 
-def _observers(
-    names: Sequence[str], choice: str | Mapping[str, str], table: CalibrationTable | None, identity: str
-) -> dict[str, tuple[str, Observer]]:
-    """A kind and an observer for every name, going on from ``table`` if there is one."""
+def fresh_observers(names: Sequence[str], choice: str | Mapping[str, str]) -> dict[str, tuple[str, Observer]]:
+    """A kind and an observer for every name; CalibrationError for other names or unknown kinds."""
     if not isinstance(choice, str) and set(choice) - set(names):
         unknown = ", ".join(sorted(set(choice) - set(names)))
         raise CalibrationError(f"observers are given for tensors that are not observed: {unknown}")
     kinds = {n: choice if isinstance(choice, str) else choice.get(n, DEFAULT_OBSERVER) for n in names}
-    fresh: dict[str, tuple[str, Observer]] = {n: (kind, find_observer(kind)()) for n, kind in kinds.items()}
-    return fresh if table is None else _resumed(table, fresh, identity)
+    return {name: (kind, find_observer(kind)()) for name, kind in kinds.items()}
 
 
 def _resumed(
@@ -142,7 +142,7 @@ def _resumed(
 
 
 @dataclass
-class _Run:
+class ObservedModel:
     """Observers and how many samples they have seen; a sample counts as a whole or not at all."""
 
     module: IRModule

@@ -118,6 +118,17 @@ DataFree = Annotated[
         "needs --preprocess for the range of the inputs).",
     ),
 ]
+Workers = Annotated[int, typer.Option(min=1, help="Calibrate with so many processes.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Calibrate on a Ray cluster (auto, ray://host:10001, local; extra: distributed); --workers says "
+        "how many of its workers are kept busy.",
+        show_default=False,
+    ),
+]
 OutDirectory = Annotated[
     Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
 ]
@@ -156,6 +167,8 @@ def quantize(
     equalize: Equalize = False,
     accuracy: Accuracy = None,
     data_free: DataFree = False,
+    workers: Workers = 1,
+    ray: Ray = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -197,6 +210,8 @@ def quantize(
         equalize,
         accuracy,
         data_free,
+        workers,
+        ray,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
@@ -215,6 +230,8 @@ def calibrate(
     observer: Observer = None,
     recipe: RecipeName = None,
     target: Target = "host",
+    workers: Workers = 1,
+    ray: Ray = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -228,7 +245,8 @@ def calibrate(
     """
     check_file(output, "the calibration table")
     start = time.perf_counter()
-    work = Quantization(recipe, target, calibration, preprocess, key, samples, observer)
+    given = (recipe, target, calibration, preprocess, key, samples, observer)
+    work = Quantization(*given, workers=workers, cluster=ray)
     table = work.table_of(work.load(model, loading_options(batch, input_layout, shape)))
     table.save(output)
     return _table_report(table, output, time.perf_counter() - start)

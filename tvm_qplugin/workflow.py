@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ class Quantization:
     equalize: bool = False
     accuracy: str | None = None
     data_free: bool = False
+    workers: int = 1
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -187,6 +189,7 @@ class Quantization:
         """Run the samples through a float module; ``each`` is called with every one."""
         from tvm_qplugin.best import HISTOGRAM
         from tvm_qplugin.calibrator import calibrate
+        from tvm_qplugin.parallel import calibrate_parallel
         from tvm_qplugin.pipeline import is_quantized
 
         if is_quantized(module):
@@ -198,7 +201,10 @@ class Quantization:
         samples = self._open(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):
-            return calibrate(
+            run: Callable[..., CalibrationTable] = calibrate
+            if self.workers > 1 or self.cluster is not None:
+                run = partial(calibrate_parallel, workers=self.workers, cluster=self.cluster)
+            return run(
                 module,
                 samples,
                 names=annotation.observed(),
