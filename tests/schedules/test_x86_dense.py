@@ -116,7 +116,7 @@ def test_avx2_adds_pairs_in_int32() -> None:
     implementation = x86_dense.rule(call, target_of("avx2"))
     assert implementation is not None
     func = implementation.func.with_attr("global_symbol", "main")
-    text = tvm.tirx.build(tvm.IRModule({"main": func}), target=target_of("avx2")).mod.inspect_source("asm")
+    text = tvm.tirx.build(tvm.IRModule({"main": func}), target=target_of("avx2")).inspect_source("asm")
     assert "vpmaddwd" in text and "vpmaddubsw" not in text
 
 
