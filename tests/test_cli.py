@@ -15,6 +15,7 @@ from tvm_qplugin.best import STEPS, attempts_of
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.inspection import read_module
 from tvm_qplugin.passes import ir
+from tvm_qplugin.pipeline import UNSEEN
 from tvm_qplugin.samples import Reservoir
 
 MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))
@@ -84,8 +85,9 @@ def test_the_best_of_what_wins_accuracy_back(made, tmp_path, monkeypatch):
 def test_without_data(tmp_path):
     refused = call("quantize", MODEL, "--data-free", "-o", tmp_path / "q")
     assert refused.exit_code == 1 and "needs --preprocess" in refused.stderr
-    refused = call("quantize", MODEL, "--data-free", "--preprocess", "unit", "-o", tmp_path / "q")
-    assert refused.exit_code == 1 and "no batch norms with statistics are left" in refused.stderr
+    done = ok("quantize", MODEL, "--data-free", "--preprocess", "unit", "-o", tmp_path / "q", "--json")
+    assert json.loads(done.stdout)["data_free"] is True and "calibrated without data" in done.stderr
+    assert "without data" in str(read_module(tmp_path / "q")["main"].attrs[UNSEEN])
 
 
 def test_workers_give_the_same_table(made, tmp_path):
