@@ -66,7 +66,8 @@ class Recipe:
     Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; ``fp16`` and
     ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
-    up for the mean error of a layer; both need samples, not only their ranges.
+    up for the mean error of a layer, ``equalize``: channels of a tensor are brought to about equal range
+    by factors moved between layers; all need samples, not only their ranges.
     """
 
     name: str = "int8"
@@ -76,6 +77,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    equalize: bool = False
 
     def __post_init__(self) -> None:
         """Check the schemes."""
@@ -83,14 +85,14 @@ class Recipe:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
         if self.recovers and not self.integer:
             raise RecipeError(
-                f"recipe {self.name!r} corrects biases or rounds adaptively, which scheme {self.scheme} has "
-                f"no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"recipe {self.name!r} corrects biases, rounds adaptively or equalizes, which scheme "
+                f"{self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
             )
 
     @property
     def recovers(self) -> bool:
         """Whether anything is done to win accuracy back."""
-        return self.adaptive_rounding or self.correct_bias
+        return self.adaptive_rounding or self.correct_bias or self.equalize
 
     @property
     def schemes(self) -> frozenset[str]:
