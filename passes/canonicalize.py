@@ -16,6 +16,7 @@ from tvm_qplugin.passes.canonicalize_ops import CanonicalizeOps
 from tvm_qplugin.passes.fold_batch_norm import FoldBatchNorm
 from tvm_qplugin.passes.fold_constants import FoldConstants
 from tvm_qplugin.passes.fold_pad import FoldPad
+from tvm_qplugin.passes.note_batch_norm import NoteBatchNorm
 from tvm_qplugin.passes.rebuild import (
     dtype_of,
     op_name,
@@ -30,11 +31,12 @@ from tvm_qplugin.passes.to_nhwc import ToNHWC
 IO = "qplugin.io"
 
 
-def canonicalize(module: IRModule, input_layout: str = "NCHW") -> IRModule:
+def canonicalize(module: IRModule, input_layout: str = "NCHW", statistics: bool = False) -> IRModule:
     """Bring ``main`` into canonical form; a module that is in it already does not change in meaning.
 
     ``main`` must be straight-line, with static shapes and its weights as constants. With
-    ``input_layout="NHWC"`` 4-D parameters become NHWC. Raises ModelError.
+    ``input_layout="NHWC"`` 4-D parameters become NHWC. ``statistics``: keep what batch norms know of their
+    outputs (see ``NoteBatchNorm``). Raises ModelError.
     """
     if "main" not in [var.name_hint for var in module.get_global_vars()]:
         raise ModelError("the module has no function `main`")
@@ -42,7 +44,9 @@ def canonicalize(module: IRModule, input_layout: str = "NCHW") -> IRModule:
     declared = int(main.attrs["num_input"]) if main.attrs and "num_input" in main.attrs else len(main.params)
     if declared != len(main.params):
         raise ModelError("main takes its weights as parameters; bind them with relax.transform.BindParams")
-    passes = [FoldConstants(), CanonicalizeOps(), FoldBatchNorm(), ToNHWC(input_layout == "NHWC"), FoldPad()]
+    noted = [NoteBatchNorm()] if statistics else []
+    folded = [FoldBatchNorm(), ToNHWC(input_layout == "NHWC"), FoldPad()]
+    passes = [FoldConstants(), CanonicalizeOps(), *noted, *folded]
     module = tvm.transform.Sequential(passes)(module)
     module["main"] = (
         module["main"].with_attr("num_input", declared).with_attr(IO, _interface(main, module["main"]))

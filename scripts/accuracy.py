@@ -58,6 +58,7 @@ def _prepare(model: RealModel, options: Options) -> tuple[Row, IRModule, Artifac
         recipe=options.recipe,
         calibration=model.calibration,
         limit=options.calibration,
+        accuracy=options.accuracy,
         progress=True,
     )
     middle = time.perf_counter()
@@ -171,6 +172,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--exact", type=int, default=50, help="samples to compare with the numpy oracle")
     parser.add_argument("--calibration", type=int, help="calibrate with at most N samples")
     parser.add_argument("--recipe", default="int8")
+    parser.add_argument("--accuracy", choices=["best"], help="win accuracy back (takes minutes a model)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep rows here and go on from them")
     parser.add_argument("--fresh", action="store_true", help="measure again what FILE holds")
     parser.add_argument("--markdown", action="store_true", help="print the final table in Markdown")
@@ -182,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     models = real_models.chosen(args.models)
     real_models.require_data(models)
-    options = Options(args.samples, args.exact, args.calibration, args.recipe)
+    options = Options(args.samples, args.exact, args.calibration, args.recipe, args.accuracy)
     kept, console, rows = Kept(args.json, args.fresh), _console(), []
     for model in models:
         row = kept.find(model.name, options)

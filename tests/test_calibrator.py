@@ -16,6 +16,7 @@ from tvm.script import relax as R
 from tvm_qplugin.calibrator import calibrate, float_tensors, model_hash
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.observers import range_of
 from tvm_qplugin.progress import progress_bar
 
 RNG = np.random.default_rng(0)
@@ -77,6 +78,21 @@ def test_an_observer_per_tensor():
     assert table.ranges["b"].observer == "min_max"
 
 
+def test_other_observers_of_the_same_histograms():
+    table = calibrate(Model, SAMPLES, observer="least_mse")
+    for kind in ("percentile", "entropy", "min_max"):
+        wanted = calibrate(Model, SAMPLES, observer=kind)
+        found = table.seen_by(dict.fromkeys(table.ranges, kind))
+        for name, seen in wanted.ranges.items():
+            assert range_of(found.ranges[name]) == range_of(seen)
+
+
+def test_samples_held_back_are_not_observed():
+    seen = []
+    table = calibrate(Model, SAMPLES, each=lambda x: seen.append(x) or len(seen) % 2 == 0)
+    assert table == calibrate(Model, SAMPLES[::2]) and len(seen) == 8
+
+
 def test_hooks_see_read_only_values():
     seen = []
 
@@ -91,13 +107,13 @@ def test_hooks_see_read_only_values():
         assert name == "a" or (np.stack(mine) == values).all()
 
 
-@pytest.mark.parametrize("observer", ["min_max", "moving_average"])
+@pytest.mark.parametrize("observer", ["min_max", "moving_average", "percentile", "entropy", "least_mse"])
 def test_going_on_from_a_table(observer):
     whole = calibrate(Model, SAMPLES, observer=observer)
     half = calibrate(Model, SAMPLES[:3], observer=observer)
     assert calibrate(Model, SAMPLES[3:], observer=observer, table=half) == whole
-    if observer == "min_max":
-        assert half.merge(calibrate(Model, SAMPLES[3:])) == whole
+    if observer != "moving_average":
+        assert half.merge(calibrate(Model, SAMPLES[3:], observer=observer)) == whole
 
 
 def test_a_table_of_another_kind():
@@ -196,7 +212,8 @@ def test_a_tensor_that_is_not_finite(value, word):
         calibrate(Log, [np.ones(4, "float32"), bad])
 
 
-def test_memory_does_not_grow():
+@pytest.mark.parametrize("observer", ["min_max", "least_mse"])
+def test_memory_does_not_grow(observer):
     def samples(n):
         for i in range(n):
             yield np.full((1, 4096, 64), i, "float32")
@@ -210,7 +227,7 @@ def test_memory_does_not_grow():
     peaks = []
     for n in (3, 30):
         tracemalloc.start()
-        calibrate(bb.get(), samples(n))
+        calibrate(bb.get(), samples(n), observer=observer)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + (1 << 20)

@@ -11,9 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tvm_qplugin import cli, demo
+from tvm_qplugin.best import STEPS, attempts_of
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.inspection import read_module
 from tvm_qplugin.passes import ir
+from tvm_qplugin.pipeline import UNSEEN
 from tvm_qplugin.samples import Reservoir
 
 MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))
@@ -66,6 +68,42 @@ def test_accuracy_is_won_back_with_and_without_a_table(made, tmp_path):
     ok(*QUANTIZE, *steps, "-o", tmp_path / "q")
     ok(*QUANTIZE, *steps, "--table", made / "t.json", "-o", tmp_path / "t")
     assert weights_of(tmp_path / "q") == weights_of(tmp_path / "t") != weights_of(made / "q")
+
+
+def test_the_best_of_what_wins_accuracy_back(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("tvm_qplugin.best.STEPS", STEPS[:2])
+    found = data(*QUANTIZE, "--accuracy", "best", "-o", tmp_path / "q", "--save-table", tmp_path / "t.json")
+    search = found["accuracy"]
+    assert search["held_back"] == 5 and search["recipe"] == found["recipe"]
+    assert [item["step"] for item in search["attempts"]][:3] == ["plain", "correct-bias", "least-mse"]
+    assert found["samples"] == 15 and CalibrationTable.load(tmp_path / "t.json").samples == 15
+    assert attempts_of(read_module(tmp_path / "q")) == search
+    shown = ok(*QUANTIZE, "--accuracy", "best", "--table", tmp_path / "t.json", "-o", tmp_path / "q").stdout
+    assert "correct-bias" in shown and "on 5 samples held back from calibration" in shown
+
+
+def test_without_data(tmp_path):
+    refused = call("quantize", MODEL, "--data-free", "-o", tmp_path / "q")
+    assert refused.exit_code == 1 and "needs --preprocess" in refused.stderr
+    done = ok("quantize", MODEL, "--data-free", "--preprocess", "unit", "-o", tmp_path / "q", "--json")
+    assert json.loads(done.stdout)["data_free"] is True and "calibrated without data" in done.stderr
+    assert "without data" in str(read_module(tmp_path / "q")["main"].attrs[UNSEEN])
+
+
+def test_workers_give_the_same_table(made, tmp_path):
+    ok(
+        "calibrate",
+        MODEL,
+        "--calibration",
+        SAMPLES,
+        "--samples",
+        20,
+        "--workers",
+        2,
+        "-o",
+        tmp_path / "t.json",
+    )
+    assert CalibrationTable.load(tmp_path / "t.json") == CalibrationTable.load(made / "t.json")
 
 
 COMMANDS = list(cli._COMMANDS)

@@ -12,6 +12,7 @@ import tvm
 from tvm.ir import IRModule
 
 from tvm_qplugin import frontend
+from tvm_qplugin.best import attempts_of
 from tvm_qplugin.builder import SOURCE, instruments
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import RecipeError
@@ -38,6 +39,8 @@ def quantize(
     progress: bool = False,
     io: str | None = None,
     dump: str | os.PathLike[str] | None = None,
+    accuracy: str | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> IRModule:
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
@@ -49,10 +52,16 @@ def quantize(
     ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
     each an array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
+    "data-free", worse than a few samples, estimates ranges from the statistics of batch norms, for a model
+    that still has them and takes inputs within ``input_range``; the attribute ``qplugin.data_free`` of
+    ``main`` marks the result.
     ``target``: the device; what runs .tflite files ("edgetpu", "ethos-u") gets a model rewritten for it.
-    ``observer``: "min_max" or "moving_average". ``hooks`` are called with (tensor name, value) for every
-    observed tensor of every sample; at most ``limit`` samples are used. ``io``: dtype of the
-    model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe "int16x8"). ``recipe`` and
+    ``observer``: "min_max", "moving_average", "percentile", "entropy" or "least_mse". ``accuracy="best"``
+    tries what can win accuracy back and keeps what helps on a quarter of the samples, held back for that; the
+    attribute ``qplugin.attempts`` of ``main`` tells what was tried, and Ctrl-C ends it. ``hooks`` are called
+    with (tensor name, value) for every observed tensor of every sample; at most ``limit`` samples are used.
+    ``io``: dtype of the model's inputs and outputs: "float", "int8" or "uint8" ("int16" with the recipe
+    "int16x8"). ``recipe`` and
     ``io`` left out are the target's: "int8" and "float" for CPUs. ``dump``: directory for the IR after every
     pass. ``batch``, ``input_layout``, ``shapes``: see ``load``.
 
@@ -63,7 +72,14 @@ def quantize(
     if chosen.schemes == {"float"}:
         raise RecipeError("recipe 'float' quantizes nothing: pass the result of load() to build()")
     with dumping(dump):
-        module = prepare(model, target=profile, batch=batch, input_layout=input_layout, shapes=shapes)
+        module = prepare(
+            model,
+            target=profile,
+            batch=batch,
+            input_layout=input_layout,
+            shapes=shapes,
+            statistics=isinstance(calibration, str),
+        )
         if is_quantized(module):
             module = tvm.transform.Sequential([QuantizeIO(profile.io if io is None else io)])(module)
         else:
@@ -77,7 +93,10 @@ def quantize(
                 limit=limit,
                 progress=progress,
                 io=io,
+                accuracy=accuracy,
+                input_range=input_range,
             )
+            chosen = recipe_of(module) or chosen
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(model, chosen)))
 
 
@@ -88,15 +107,24 @@ def prepare(
     batch: int | None = None,
     input_layout: str = "NCHW",
     shapes: Mapping[str, Sequence[int]] | None = None,
+    statistics: bool = False,
 ) -> IRModule:
     """Load a model and rewrite it for a target: what ``calibrate`` and ``quantize`` work on.
 
     A table that ``quantize(model, target=target)`` shall use is made of this module. For CPUs it is what
-    ``load`` gives. Raises ModelError or TargetError.
+    ``load`` gives; ``statistics``: see there. Raises ModelError or TargetError.
     """
     profile = find_profile(target)
-    module = frontend.load(model, batch=batch, input_layout=input_layout, shapes=shapes)
+    module = frontend.load(
+        model, batch=batch, input_layout=input_layout, shapes=shapes, statistics=statistics
+    )
     return rewritten(module, profile)
+
+
+def recipe_of(module: IRModule) -> Recipe | None:
+    """The recipe that ``accuracy="best"`` has found."""
+    found = attempts_of(module)
+    return None if found is None else Recipe.from_json(found["recipe"])
 
 
 def describe_source(model: str | os.PathLike[str] | IRModule, recipe: Recipe) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.observers import Observer, find_observer
+from tvm_qplugin.observers import Observer, find_observer, resumed
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.insert_observers import InsertObservers
 from tvm_qplugin.progress import progress_bar
@@ -76,19 +76,21 @@ def calibrate(
     ``observer`` is a name, or a mapping from tensor to name. ``table``: go on from an earlier result.
     ``checkpoint``: a file that gets the table every ``checkpoint_every`` samples and on Ctrl-C; a run
     that finds it skips the samples in it; it is removed at the end. ``each`` is called with every
-    sample as it was given. Raises CalibrationError.
+    sample as it was given; one that it answers with True is held back, not observed. Raises CalibrationError.
     """
     identity = model_hash or hash_of(module)
     chosen = tuple(dict.fromkeys(float_tensors(module) if names is None else names))
-    run = _Run(module, identity, chosen, _observers(chosen, observer, table, identity), tuple(hooks))
+    observers = fresh_observers(chosen, observer)
+    if table is not None:
+        observers = _resumed(table, observers, identity)
+    run = ObservedModel(module, identity, chosen, observers, tuple(hooks))
     run.total = table.samples if table else 0
     skip = run.resume(checkpoint) if checkpoint is not None else 0
     try:
         with progress_bar(progress, samples, limit) as advance:
             for index, sample in numbered(samples, limit):
-                if each is not None:
-                    each(sample)
-                if index >= skip:
+                held = each is not None and each(sample) is True
+                if index >= skip and not held:
                     run.observe(index, sample)
                     if checkpoint is not None and (index + 1) % checkpoint_every == 0:
                         run.table().save(checkpoint)
@@ -103,23 +105,31 @@ def calibrate(
     return result
 
 
-def _observers(
-    names: Sequence[str], choice: str | Mapping[str, str], table: CalibrationTable | None, identity: str
-) -> dict[str, tuple[str, Observer]]:
-    """A kind and an observer for every name, going on from ``table`` if there is one."""
+def observe(
+    module: IRModule, samples: Iterable[Sample], names: Sequence[str], observer: str
+) -> dict[str, Any]:
+    """The observers of tensors after all samples, by name: for what a table does not keep."""
+    found = fresh_observers(names, observer)
+    run = ObservedModel(module, "", tuple(found), found, ())
+    for index, sample in numbered(samples):
+        run.observe(index, sample)
+    return {name: seen for name, (_, seen) in run.state[0].items()}
+
+
+def fresh_observers(names: Sequence[str], choice: str | Mapping[str, str]) -> dict[str, tuple[str, Observer]]:
+    """A kind and an observer for every name; CalibrationError for other names or unknown kinds."""
     if not isinstance(choice, str) and set(choice) - set(names):
         unknown = ", ".join(sorted(set(choice) - set(names)))
         raise CalibrationError(f"observers are given for tensors that are not observed: {unknown}")
     kinds = {n: choice if isinstance(choice, str) else choice.get(n, DEFAULT_OBSERVER) for n in names}
-    fresh: dict[str, tuple[str, Observer]] = {n: (kind, find_observer(kind)()) for n, kind in kinds.items()}
-    return fresh if table is None else _resumed(table, fresh, identity)
+    return {name: (kind, find_observer(kind)()) for name, kind in kinds.items()}
 
 
 def _resumed(
     table: CalibrationTable, observers: Mapping[str, tuple[str, Observer]], identity: str
 ) -> dict[str, tuple[str, Observer]]:
     table.check(identity, observers)
-    resumed = {}
+    found = {}
     for name, (kind, _) in observers.items():
         seen = table.ranges[name]
         if seen.observer != kind:
@@ -127,12 +137,12 @@ def _resumed(
                 f"tensor {name!r}: the table to go on from has observer {seen.observer!r}, {kind!r} is asked "
                 "for; use the same observer or start without the table"
             )
-        resumed[name] = (kind, find_observer(kind).resume(seen.low, seen.high, seen.count))
-    return resumed
+        found[name] = (kind, resumed(seen))
+    return found
 
 
 @dataclass
-class _Run:
+class ObservedModel:
     """Observers and how many samples they have seen; a sample counts as a whole or not at all."""
 
     module: IRModule
@@ -201,6 +211,7 @@ class _Run:
             )
         ranges = {}
         for name, (kind, observer) in observers.items():
-            low, high = observer.range()
-            ranges[name] = TensorRange(float(low), float(high), kind, observer.count)
+            histogram = getattr(observer, "histogram", None)
+            low, high = observer.range() if histogram is None else (histogram.low, histogram.high)
+            ranges[name] = TensorRange(float(low), float(high), kind, observer.count, histogram)
         return CalibrationTable(self.identity, total, ranges)

@@ -52,6 +52,37 @@ Round = Annotated[
         help="Win accuracy back: weights are rounded so that their errors compensate (takes longer).",
     ),
 ]
+Equalize = Annotated[
+    bool,
+    typer.Option("--equalize", help="Win accuracy back: channels are brought to equal range between layers."),
+]
+Accuracy = Annotated[
+    Literal["best"] | None,
+    typer.Option(
+        help="best: try the ways to win accuracy back, and keep what helps on a quarter of the samples, "
+        "which is held back for that (minutes; Ctrl-C keeps the best so far).",
+        show_default=False,
+    ),
+]
+DataFree = Annotated[
+    bool,
+    typer.Option(
+        "--data-free",
+        help="No samples: estimate ranges from the statistics of batch norms (worse than a few samples; "
+        "needs --preprocess for the range of the inputs).",
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Calibrate with so many processes.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Calibrate on a Ray cluster (auto, ray://host:10001, local; extra: distributed); --workers says "
+        "how many of its workers are kept busy.",
+        show_default=False,
+    ),
+]
 OutDirectory = Annotated[
     Path, typer.Option("-o", "--output", help="Directory for the quantized model.", show_default=False)
 ]
@@ -85,6 +116,11 @@ def quantize(
     int16: Wide = None,
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
+    equalize: Equalize = False,
+    accuracy: Accuracy = None,
+    data_free: DataFree = False,
+    workers: Workers = 1,
+    ray: Ray = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -100,10 +136,11 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
       tvm-qplugin quantize model.onnx --calibration photos -o quantized \\
         --preprocess tf,crop=224 --samples 100
+      tvm-qplugin quantize model.onnx --calibration samples.npz --accuracy best -o quantized
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
     """
-    recovers = correct_bias or adaptive_rounding
+    recovers = correct_bias or adaptive_rounding or equalize or accuracy is not None
     if calibration is not None and table is not None and not recovers:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
     check_stage_directory(output)
@@ -122,6 +159,11 @@ def quantize(
         (*_rules("float", keep_float), *_rules("int16x8", int16)),
         adaptive_rounding,
         correct_bias,
+        equalize,
+        accuracy,
+        data_free,
+        workers,
+        ray,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
@@ -144,6 +186,8 @@ def calibrate(
     observer: Observer = None,
     recipe: RecipeName = None,
     target: Target = "host",
+    workers: Workers = 1,
+    ray: Ray = None,
     batch: Batch = None,
     input_layout: Layout = "NCHW",
     shape: Shapes = None,
@@ -157,7 +201,8 @@ def calibrate(
     """
     check_file(output, "the calibration table")
     start = time.perf_counter()
-    work = Quantization(recipe, target, calibration, preprocess, key, samples, observer)
+    given = (recipe, target, calibration, preprocess, key, samples, observer)
+    work = Quantization(*given, workers=workers, cluster=ray)
     table = work.table_of(work.load(model, loading_options(batch, input_layout, shape)))
     table.save(output)
     return _table_report(table, output, time.perf_counter() - start)
@@ -193,6 +238,8 @@ def merge_tables(
 def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
+    from tvm_qplugin.best import attempts_of
+
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
     stored = bool(work.recipe.storage)
@@ -201,6 +248,7 @@ def _quantized_report(
         "recipe": work.recipe.to_json(),
         "target": work.target,
         "samples": table.samples if table else 0,
+        "data_free": work.data_free,
         "inputs": [asdict(info) for info in manifest.inputs],
         "outputs": [asdict(info) for info in manifest.outputs],
         "totals": report.totals(operators),
@@ -215,7 +263,12 @@ def _quantized_report(
         parts.append(report.line(f"operators by scheme: {counts}"))
     if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
+    search = attempts_of(module)
+    if search is not None:
+        data |= {"recipe": search["recipe"], "accuracy": search}
+        parts = [*report.attempts(search), "", *parts]
     samples = f", calibrated with {table.samples} samples" if table else ""
+    samples += ", calibrated without data" if work.data_free else ""
     parts += [
         report.line(f"quantized in {seconds:.1f} s{samples}: {output}"),
         report.line(f"next: {data['next']}", "bold"),

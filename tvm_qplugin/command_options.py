@@ -33,7 +33,12 @@ Key = Annotated[
     typer.Option(help="Array of a .npz to use. Default: the input's name, or x.", show_default=False),
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="Use at most this many samples.")]
-Observer = Annotated[str | None, typer.Option(help="min_max or moving_average.", show_default="the recipe's")]
+Observer = Annotated[
+    str | None,
+    typer.Option(
+        help="min_max, moving_average, percentile, entropy or least_mse.", show_default="the recipe's"
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

@@ -26,6 +26,7 @@ def load(
     batch: int | None = None,
     input_layout: str = "NCHW",
     shapes: Mapping[str, Sequence[int]] | None = None,
+    statistics: bool = False,
 ) -> IRModule:
     """Import a model and bring it into canonical form (see ``check_canonical``).
 
@@ -33,7 +34,8 @@ def load(
     integer), or a Relax module with a function ``main``.
     ``batch`` replaces an unknown first dimension (1 if not given), ``shapes`` (input name -> shape)
     all others. With ``input_layout="NHWC"`` the function takes 4-D inputs as NHWC, as that of a
-    ``.tflite`` file always does. Raises ModelError.
+    ``.tflite`` file always does. ``statistics``: keep what batch norms know of their outputs, for calibration
+    without data. Raises ModelError.
     """
     if input_layout not in ("NCHW", "NHWC"):
         raise ModelError(f"input_layout {input_layout!r}: expected 'NCHW' or 'NHWC'")
@@ -41,7 +43,7 @@ def load(
         if _is_tflite(source):
             return _import_tflite(source, batch, shapes or {})
         module = source if isinstance(source, IRModule) else _import_onnx(source, batch, shapes or {})
-        return canonicalize(module, input_layout)
+        return canonicalize(module, input_layout, statistics)
     except ModelError:
         raise
     except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -14,8 +15,9 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import Recipe, find_recipe
+from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
+from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
@@ -25,6 +27,7 @@ from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.merge_kernels import MergeKernels
+from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
@@ -48,6 +51,8 @@ from tvm_qplugin.targets import (
 )
 
 Passes = list[tvm.transform.Pass]
+UNSEEN = "qplugin.data_free"
+"""Attribute of a quantized ``main`` whose ranges come from no data: a warning that says so."""
 
 
 def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
@@ -61,9 +66,9 @@ def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     return [ExpandWeights(), Annotate(recipe, profile.explain, profile.artifact != "tflite")]
 
 
-def convert_passes(table: CalibrationTable) -> Passes:
+def convert_passes(table: CalibrationTable, annotation: Annotation) -> Passes:
     """Annotated module -> QDQ module."""
-    ranges = {name: (r.low, r.high) for name, r in table.ranges.items()}
+    ranges = {name: range_of(table.ranges[name], annotation.spec_of(name)) for name in annotation.observed()}
     return [UnifyScales(ranges), InsertQDQ(ranges)]
 
 
@@ -139,34 +144,44 @@ def quantize_module(
     progress: bool = False,
     io: str | None = None,
     samples: Sequence[Sample] | None = None,
+    accuracy: str | None = None,
+    held_back: Sequence[Sample] | None = None,
+    input_range: tuple[float, float] | None = None,
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
     The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
     scheme comes back as it is.
 
-    ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table. The target's
+    ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table; with
+    ``accuracy="best"`` (see ``best.quantize_best``) there must be others ``held_back``. The target's
     rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and ``io`` left out are
     the target's.
     """
+    from tvm_qplugin.best import HISTOGRAM, Split, quantize_best
     from tvm_qplugin.calibrator import calibrate, model_hash
-    from tvm_qplugin.recovery import reservoir_for
-    from tvm_qplugin.smoothing import smooth
+    from tvm_qplugin.data_free import DATA_FREE
+    from tvm_qplugin.smoothing import samples_of, smooth
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
+    check_accuracy(accuracy, chosen)
     QuantizeIO(io)
     module = rewritten(module, profile)
     if chosen.storage:
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
         return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
+    ending = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
+    if isinstance(calibration, str) and calibration == DATA_FREE:
+        quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
+        return tvm.transform.Sequential(ending)(quantized)
+    module = ir.with_main_attr(module, NORMS, None)
     if chosen.smooth:
-        calibration = _samples_of(calibration, chosen)
+        calibration = samples_of(calibration, chosen)
         module = smooth(module, calibration, limit=limit)
     identity = model_hash(module)
-    annotated = tvm.transform.Sequential(prepare_passes(chosen, profile))(module)
-    annotation = Annotation.loads(ir.main_function(annotated).attrs[ANNOTATION])
+    _, annotation = annotated(module, chosen, profile)
     names = annotation.observed()
     if isinstance(calibration, CalibrationTable):
         calibration.check(identity, names)
@@ -177,50 +192,102 @@ def quantize_module(
             "(an iterable of arrays) or a CalibrationTable"
         )
     else:
-        kept = reservoir_for(module)
+        split = Split.of(module)
+        each = split.offer if accuracy else split.kept.offer if chosen.recovers else None
         table = calibrate(
             module,
             calibration,
             names=names,
-            observer=observer or annotation.observers(),
+            observer=HISTOGRAM if accuracy else observer or annotation.observers(),
             hooks=hooks,
             limit=limit,
             progress=progress,
             model_hash=identity,
-            each=kept.offer if chosen.recovers else None,
+            each=each,
         )
-        samples = kept.samples
-    quantized = tvm.transform.Sequential(convert_passes(table))(annotated)
-    if chosen.recovers:
-        quantized = _recovered(quantized, module, chosen, samples, progress)
-    finish = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
-    return tvm.transform.Sequential(finish)(quantized)
-
-
-def _samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
-    """Samples that can be read twice."""
-    if calibration is None or isinstance(calibration, CalibrationTable):
-        raise CalibrationError(
-            f"recipe {recipe.name!r} smooths channels, which needs samples, and a table holds only ranges: "
-            "pass calibration=samples"
+        samples, held_back = split.kept.samples, split.held.samples
+    if accuracy:
+        start = chosen if observer is None else replace(chosen, observer=observer)
+        quantized = quantize_best(
+            module, start, profile, table, samples or (), held_back or (), progress=progress
         )
-    return list(calibration)
+    else:
+        quantized = converted(module, chosen, profile, table, samples, progress)
+    return tvm.transform.Sequential(ending)(quantized)
 
 
-def _recovered(
-    quantized: IRModule, module: IRModule, recipe: Recipe, samples: Sequence[Sample] | None, progress: bool
+def _without_data(
+    module: IRModule,
+    recipe: Recipe,
+    profile: TargetProfile,
+    input_range: tuple[float, float] | None,
+    accuracy: str | None,
+    progress: bool,
 ) -> IRModule:
+    """QDQ module with ranges from batch norms, marked as such."""
+    from tvm_qplugin.calibrator import model_hash
+    from tvm_qplugin.data_free import WARNING, data_free_table
+
+    if recipe.recovers or recipe.smooth or accuracy:
+        raise RecipeError(
+            "winning accuracy back needs samples, and data-free has none: leave one of them out"
+        )
+    bare = ir.with_main_attr(module, NORMS, None)
+    prepared, annotation = annotated(bare, recipe, profile)
+    names = annotation.observed()
+    table = data_free_table(module, names, input_range, model_hash=model_hash(bare), progress=progress)
+    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
+    return ir.with_main_attr(quantized, UNSEEN, WARNING)
+
+
+def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:
+    """Raise RecipeError unless ``accuracy`` is None, or "best" with a recipe that it can improve."""
+    if accuracy not in (None, "best"):
+        raise RecipeError(f"accuracy={accuracy!r}: 'best' or None was expected")
+    if accuracy and recipe.scheme not in INTEGER_SCHEMES:
+        raise RecipeError(
+            f"accuracy='best' searches among integer models, and recipe {recipe.name!r} computes in float: "
+            f"use scheme {' or '.join(INTEGER_SCHEMES)}"
+        )
+
+
+def annotated(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[IRModule, Annotation]:
+    """A float module with its annotation."""
+    result = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
+    return result, Annotation.loads(ir.main_function(result).attrs[ANNOTATION])
+
+
+def converted(
+    module: IRModule,
+    recipe: Recipe,
+    profile: TargetProfile,
+    table: CalibrationTable,
+    samples: Sequence[Sample] | None = None,
+    progress: bool = False,
+) -> IRModule:
+    """Canonical float module -> QDQ module with float inputs and outputs, its accuracy won back."""
+    from tvm_qplugin.calibrator import calibrate
+    from tvm_qplugin.equalization import equalize
     from tvm_qplugin.recovery import recover
 
-    if samples is None:
+    if recipe.recovers and samples is None:
         raise CalibrationError(
-            f"recipe {recipe.name!r} corrects biases or rounds adaptively, which needs samples, and a table "
-            "holds only ranges: pass calibration=samples"
+            f"recipe {recipe.name!r} corrects biases, rounds adaptively or equalizes, which needs samples, "
+            "and a table holds only ranges: pass calibration=samples"
         )
+    if recipe.equalize:
+        module = equalize(module, samples or ())
+    prepared, annotation = annotated(module, recipe, profile)
+    if recipe.equalize:
+        observers = {name: table.ranges[name].observer for name in annotation.observed()}
+        table = calibrate(module, samples or (), names=list(observers), observer=observers)
+    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
+    if not (recipe.adaptive_rounding or recipe.correct_bias):
+        return quantized
     return recover(
         quantized,
         module,
-        samples,
+        samples or (),
         adaptive_rounding=recipe.adaptive_rounding,
         correct_bias=recipe.correct_bias,
         progress=progress,

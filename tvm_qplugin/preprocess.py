@@ -115,6 +115,11 @@ class Preprocess:
             )
         return np.asarray(((x - mean) * self.scale / std).astype("float32"))
 
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest value that a pixel can become."""
+        ends = (np.array([[0.0], [255.0]]) - np.array(self.mean)) * self.scale / np.array(self.std)
+        return float(ends.min()), float(ends.max())
+
     def _order(self, x: Array) -> Array:
         return x[:, :, ::-1] if self.channels == "BGR" else x
 

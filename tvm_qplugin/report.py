@@ -244,3 +244,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def attempts(search: dict[str, Any]) -> list[RenderableType]:
+    """What ``accuracy="best"`` tried: a table, and what its figures are taken from."""
+    table = Table("step", "what it does", "agreement", "SQNR, dB", "", "s", box=None, pad_edge=False)
+    for item in search["attempts"]:
+        sqnr = "-" if item["sqnr_db"] is None else f"{item['sqnr_db']:.2f}"
+        verdict = "kept" if item["kept"] else item["error"] or "not kept"
+        figures = (percent(item["agreement"]), sqnr, verdict, f"{item['seconds']:.1f}")
+        table.add_row(item["step"], item["about"], *figures, style="" if item["kept"] else "dim")
+    ended = ", stopped before the end" if search["stopped"] else ""
+    return [table, line(f"on {search['held_back']} samples held back from calibration{ended}")]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tvm
 from tvm.ir import IRModule
 
 from tvm_qplugin.calibrator import calibrate
+from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.smooth_quant import SmoothQuant, smoothable
 from tvm_qplugin.samples import Sample
@@ -31,3 +35,13 @@ def smooth(module: IRModule, samples: Sequence[Sample], *, limit: int | None = N
 
     calibrate(module, samples, names=names, hooks=[note], limit=limit)
     return tvm.transform.Sequential([SmoothQuant(maxima)])(module)
+
+
+def samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
+    """Samples that can be read twice. Raises CalibrationError for a table, which has none."""
+    if calibration is None or isinstance(calibration, CalibrationTable):
+        raise CalibrationError(
+            f"recipe {recipe.name!r} smooths channels, which needs samples, and a table holds only ranges: "
+            "pass calibration=samples"
+        )
+    return list(calibration)

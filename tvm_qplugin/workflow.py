@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tvm_qplugin.core.profile import TargetProfile
     from tvm_qplugin.core.spec import Annotation
-    from tvm_qplugin.samples import Reservoir, Sample
+    from tvm_qplugin.samples import Sample
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Quantization:
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    equalize: bool = False
+    accuracy: str | None = None
+    data_free: bool = False
+    workers: int = 1
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -51,6 +56,11 @@ class Quantization:
         if recipe is not None and with_rules(recipe, self.rules).schemes == {"float"}:
             raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
         Preprocess.parse(self.preprocess or "")
+        if self.data_free and (self.calibration is not None or not self.preprocess):
+            raise CalibrationError(
+                "--data-free takes no --calibration, and needs --preprocess (raw, unit, tf, imagenet ...), "
+                "which tells the range of the model's inputs"
+            )
         with step("importing TVM"):
             import tvm  # noqa: F401
         _ = self.profile
@@ -70,6 +80,7 @@ class Quantization:
             with_rules(found, self.rules),
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
+            equalize=found.equalize or self.equalize,
         )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
@@ -77,7 +88,7 @@ class Quantization:
         from tvm_qplugin.api import prepare
 
         with step("reading the model"):
-            return prepare(model, target=self.target, **loading)
+            return prepare(model, target=self.target, statistics=self.data_free, **loading)
 
     def quantized(
         self,
@@ -90,11 +101,12 @@ class Quantization:
         """The quantized module, and the table it was made with (None: none was needed)."""
         import tvm
 
-        from tvm_qplugin.api import dumping
+        from tvm_qplugin.api import dumping, recipe_of
+        from tvm_qplugin.best import Split
         from tvm_qplugin.passes.quantize_io import QuantizeIO
-        from tvm_qplugin.pipeline import is_quantized, quantize_module
-        from tvm_qplugin.recovery import reservoir_for
+        from tvm_qplugin.pipeline import check_accuracy, is_quantized, quantize_module
 
+        check_accuracy(self.accuracy, self.recipe)
         io = self.profile.io if io is None else io
         with dumping(dump):
             module = self.load(model, loading)
@@ -111,39 +123,72 @@ class Quantization:
                 table, module = None, quantize_module(module, recipe=self.recipe, target=self.target, io=io)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
-                kept = reservoir_for(module)
-                table = self._ranges(module, table, kept)
-                with step("quantizing", spin=not self.recipe.recovers):
+                split = Split.of(module)
+                if self.data_free:
+                    return self._estimated(module, model, io), None
+                table = self._ranges(module, table, split.offer if self.accuracy else split.kept.offer)
+                with step("quantizing", spin=not self.needs_samples):
                     module = quantize_module(
                         module,
                         recipe=self.recipe,
                         target=self.target,
                         calibration=table,
                         io=io,
-                        samples=kept.samples,
+                        observer=self.observer,
+                        samples=split.kept.samples,
+                        held_back=split.held.samples,
+                        accuracy=self.accuracy,
                         progress=True,
                     )
-        return with_source(module, model, self.recipe), table
+        return with_source(module, model, recipe_of(module) or self.recipe), table
 
-    def _ranges(self, module: IRModule, table: CalibrationTable | None, kept: Reservoir) -> CalibrationTable:
-        """A new table, or the one made before; samples are kept where the recipe wants them."""
+    def _estimated(self, module: IRModule, model: Path, io: str) -> IRModule:
+        """The quantized module with ranges from batch norms."""
+        from tvm_qplugin.data_free import DATA_FREE, WARNING
+        from tvm_qplugin.pipeline import quantize_module
+
+        with step("estimating ranges", spin=False):
+            module = quantize_module(
+                module,
+                recipe=self.recipe,
+                target=self.target,
+                calibration=DATA_FREE,
+                accuracy=self.accuracy,
+                input_range=Preprocess.parse(self.preprocess or "").bounds(),
+                io=io,
+                progress=True,
+            )
+        say(WARNING, "yellow")
+        return with_source(module, model, self.recipe)
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether samples are wanted beside their ranges."""
+        return self.recipe.recovers or self.accuracy is not None
+
+    def _ranges(
+        self, module: IRModule, table: CalibrationTable | None, offer: Callable[[Sample], object]
+    ) -> CalibrationTable:
+        """A new table, or the one made before; samples are offered where they are wanted beside it."""
         from tvm_qplugin.samples import numbered
 
         if table is None:
-            return self.table_of(module, kept.offer if self.recipe.recovers else None)
-        if self.recipe.recovers:
+            return self.table_of(module, offer if self.needs_samples else None)
+        if self.needs_samples:
             if self.calibration is None:
                 raise CalibrationError(
-                    "correcting biases and rounding adaptively need samples beside the table of ranges: "
-                    "give them with --calibration"
+                    "winning accuracy back needs samples beside the table of ranges: give them with "
+                    "--calibration"
                 )
             for _, sample in numbered(self.samples_of(module), self.samples):
-                kept.offer(sample)
+                offer(sample)
         return table
 
     def table_of(self, module: IRModule, each: Callable[[Sample], object] | None = None) -> CalibrationTable:
         """Run the samples through a float module; ``each`` is called with every one."""
+        from tvm_qplugin.best import HISTOGRAM
         from tvm_qplugin.calibrator import calibrate
+        from tvm_qplugin.parallel import calibrate_parallel
         from tvm_qplugin.pipeline import is_quantized
 
         if is_quantized(module):
@@ -155,11 +200,14 @@ class Quantization:
         samples = self.samples_of(module)
         annotation = annotation_of(module, self.recipe, self.profile)
         with step("calibrating", spin=False):
-            return calibrate(
+            run: Callable[..., CalibrationTable] = calibrate
+            if self.workers > 1 or self.cluster is not None:
+                run = partial(calibrate_parallel, workers=self.workers, cluster=self.cluster)
+            return run(
                 module,
                 samples,
                 names=annotation.observed(),
-                observer=self.observer or self.recipe.observer,
+                observer=HISTOGRAM if self.accuracy else self.observer or self.recipe.observer,
                 limit=self.samples,
                 progress=True,
                 each=each,

@@ -68,5 +68,5 @@ def test_edges():
     for name in OBSERVERS:
         with pytest.raises(CalibrationError, match="no sample"):
             find_observer(name)().range()
-    with pytest.raises(CalibrationError, match="'median' is unknown; use one of min_max, moving_average"):
+    with pytest.raises(CalibrationError, match="'median' is unknown; use one of entropy, least_mse, min_max"):
         find_observer("median")

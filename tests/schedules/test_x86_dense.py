@@ -94,6 +94,32 @@ def test_classifiers_of_known_networks(isa: str, shape: tuple[int, int, int]) ->
     np.testing.assert_array_equal(run(call, x, isa), expected)
 
 
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("weight", [127, -127])
+def test_the_largest_products_do_not_saturate(isa: str, weight: int) -> None:
+    """255 * 127 twice is 64,770: pairs u8 x s8 added in int16 (``vpmaddubsw``) would end at 32,767."""
+    x = np.full((3, 512), 255, "uint8")
+    weights = np.full((40, 512), weight, "int8")
+    total = 255 * weight * 512
+    factor = np.full(40, 100 / abs(total), "float32")
+    params = {"in_zp": 0, "out_zp": 128, "lo": 0, "hi": 255}
+    constants = [weights, np.zeros(40, "int32"), factor]
+    call, x, expected = finish("qdense", params, x, constants, "uint8")
+    assert (expected == 128 + np.sign(weight) * 100).all()
+    np.testing.assert_array_equal(run(call, x, isa), expected)
+
+
+def test_avx2_adds_pairs_in_int32() -> None:
+    """``vpmaddwd`` of int16: two products of 16 bits each fit int32, so no weight has to be kept small."""
+    assert 2 * 255 * 127 > INTEGER_RANGE["int16"][1] and 2 * 2**15 * 2**15 <= 2**31
+    call, _, _ = integer_call((4, 256), 64, "uint8", "uint8", 3, 128, 0)
+    implementation = x86_dense.rule(call, target_of("avx2"))
+    assert implementation is not None
+    func = implementation.func.with_attr("global_symbol", "main")
+    text = tvm.tirx.build(tvm.IRModule({"main": func}), target=target_of("avx2")).inspect_source("asm")
+    assert "vpmaddwd" in text and "vpmaddubsw" not in text
+
+
 def test_workspace_keeps_its_size() -> None:
     """TVM's CompactBufferAllocation fails on this shape when the workspace has no opaque use."""
     call, _, _ = integer_call((7, 5), 9, "uint8", "uint8", 0, 0, 0)

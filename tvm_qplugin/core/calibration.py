@@ -6,12 +6,13 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.histogram import Histogram
 from tvm_qplugin.core.qparams import Array
 
 CalibrationHook = Callable[[str, Array], None]
@@ -23,12 +24,17 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class TensorRange:
-    """The range of one tensor as an observer saw it over ``count`` samples."""
+    """The range of one tensor as an observer saw it over ``count`` samples.
+
+    With a ``histogram`` ``low`` and ``high`` are the extremes, and the observer chooses the range when the
+    table is used (``observers.range_of``).
+    """
 
     low: float
     high: float
     observer: str
     count: int
+    histogram: Histogram | None = None
 
     def merge(self, other: TensorRange) -> TensorRange:
         """Both together: the mean by count for ``moving_average``, the union for every other observer."""
@@ -37,7 +43,24 @@ class TensorRange:
             low = (self.low * self.count + other.low * other.count) / count
             high = (self.high * self.count + other.high * other.count) / count
             return TensorRange(low, high, self.observer, count)
-        return TensorRange(min(self.low, other.low), max(self.high, other.high), self.observer, count)
+        low, high = min(self.low, other.low), max(self.high, other.high)
+        return TensorRange(low, high, self.observer, count, self._merged(other))
+
+    def seen_by(self, observer: str) -> TensorRange:
+        """The same with another observer; one that does not choose from histograms gets the extremes."""
+        return replace(self, observer=observer)
+
+    def _merged(self, other: TensorRange) -> Histogram | None:
+        if self.histogram is None or other.histogram is None:
+            return None
+        merged = self.histogram.copy()
+        merged.merge(other.histogram)
+        return merged
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        plain = {"low": self.low, "high": self.high, "observer": self.observer, "count": self.count}
+        return plain if self.histogram is None else {**plain, "histogram": self.histogram.to_json()}
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,14 @@ class CalibrationTable:
         ranges = {name: mine.merge(other.ranges[name]) for name, mine in self.ranges.items()}
         return CalibrationTable(self.model_hash, self.samples + other.samples, ranges)
 
+    def seen_by(self, observers: Mapping[str, str]) -> CalibrationTable:
+        """What other observers, by tensor, would have made of the same histograms; the rest stays."""
+        ranges = dict(self.ranges)
+        for name, observer in observers.items():
+            if ranges[name].histogram is not None:
+                ranges[name] = ranges[name].seen_by(observer)
+        return replace(self, ranges=ranges)
+
     def check(self, model_hash: str, names: Iterable[str]) -> None:
         """Raise CalibrationError unless the table is of this model and has all these tensors."""
         if self.model_hash != model_hash:
@@ -86,7 +117,7 @@ class CalibrationTable:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back exactly."""
-        ranges = {name: asdict(item) for name, item in self.ranges.items()}
+        ranges = {name: item.to_json() for name, item in self.ranges.items()}
         head = {"format": FORMAT, "version": VERSION}
         return {**head, "model_hash": self.model_hash, "samples": self.samples, "ranges": ranges}
 
@@ -141,8 +172,13 @@ class CalibrationTable:
 
 
 def _range(item: dict[str, Any]) -> TensorRange:
+    counted = item.get("histogram")
     found = TensorRange(
-        float(item["low"]), float(item["high"]), _of(str, item["observer"]), _of(int, item["count"])
+        float(item["low"]),
+        float(item["high"]),
+        _of(str, item["observer"]),
+        _of(int, item["count"]),
+        None if counted is None else Histogram.from_json(counted),
     )
     if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
         raise ValueError(f"range [{found.low}, {found.high}]")

@@ -66,7 +66,8 @@ class Recipe:
     Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; ``fp16`` and
     ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
-    up for the mean error of a layer, ``smooth``: spread of channels moves from activations into weights
+    up for the mean error of a layer, ``equalize``: channels of a tensor are brought to about equal range
+    by factors moved between layers, ``smooth``: spread of channels moves from activations into weights
     (SmoothQuant, for transformers); all need samples, not only their ranges.
     """
 
@@ -77,6 +78,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
     correct_bias: bool = False
+    equalize: bool = False
     smooth: bool = False
 
     def __post_init__(self) -> None:
@@ -85,14 +87,14 @@ class Recipe:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
         if self.recovers and not self.integer:
             raise RecipeError(
-                f"recipe {self.name!r} corrects biases or rounds adaptively, which scheme {self.scheme} has "
-                f"no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"recipe {self.name!r} corrects biases, rounds adaptively or equalizes, which scheme "
+                f"{self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
             )
 
     @property
     def recovers(self) -> bool:
         """Whether anything is done to win accuracy back."""
-        return self.adaptive_rounding or self.correct_bias
+        return self.adaptive_rounding or self.correct_bias or self.equalize
 
     @property
     def schemes(self) -> frozenset[str]:

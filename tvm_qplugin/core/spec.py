@@ -135,13 +135,18 @@ class Annotation:
         """Tensors whose range has to be measured."""
         return list(self.observers())
 
+    def spec_of(self, name: str) -> QuantSpec:
+        """How an observed tensor is quantized; those that share parameters share it."""
+        spec = self.tensors[name]
+        spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
+        return spec if isinstance(spec, QuantSpec) else ACTIVATION
+
     def observers(self) -> dict[str, str]:
         """The observer of every tensor that is measured; tensors that share parameters share it."""
         found: dict[str, str] = {}
         for key, spec in self.tensors.items():
             if not isinstance(spec, FixedSpec):
-                spec = self.tensors[spec.tensor] if isinstance(spec, SharedSpec) else spec
-                found.setdefault(tensor_of(key), spec.observer if isinstance(spec, QuantSpec) else "min_max")
+                found.setdefault(tensor_of(key), self.spec_of(key).observer)
         return found
 
     def dumps(self) -> str:

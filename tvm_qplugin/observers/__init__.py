@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
+from tvm_qplugin.core.calibration import TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.core.registry import Registry
@@ -13,7 +14,9 @@ from tvm_qplugin.core.spec import ACTIVATION, QuantSpec
 class Observer(Protocol):
     """Sees one tensor's values, sample after sample, in memory that does not grow.
 
-    ``count`` is the number of samples seen. Its class is callable without arguments.
+    ``count`` is the number of samples seen. Its class is callable without arguments. One whose class
+    ``chooses`` has a ``histogram``, which it gets back as a fourth argument of ``resume``, and chooses its
+    range when the table is used.
     """
 
     count: int
@@ -35,10 +38,31 @@ class Observer(Protocol):
 OBSERVERS: Registry[type[Observer]] = Registry(
     "observer",
     {
+        "entropy": "tvm_qplugin.observers.entropy:Entropy",
+        "least_mse": "tvm_qplugin.observers.least_mse:LeastMSE",
         "min_max": "tvm_qplugin.observers.min_max:MinMax",
         "moving_average": "tvm_qplugin.observers.moving_average:MovingAverage",
+        "per_channel": "tvm_qplugin.observers.per_channel:PerChannel",
+        "percentile": "tvm_qplugin.observers.percentile:Percentile",
     },
 )
+
+
+def range_of(seen: TensorRange, spec: QuantSpec = ACTIVATION) -> tuple[float, float]:
+    """The range to quantize of an entry of a calibration table."""
+    return resumed(seen).range(spec) if _chooses(seen) else (seen.low, seen.high)
+
+
+def resumed(seen: TensorRange) -> Observer:
+    """The observer that made an entry of a calibration table, as it was then."""
+    kind = find_observer(seen.observer)
+    if not _chooses(seen):
+        return kind.resume(seen.low, seen.high, seen.count)
+    return kind.resume(seen.low, seen.high, seen.count, seen.histogram)  # type: ignore[call-arg]
+
+
+def _chooses(seen: TensorRange) -> bool:
+    return seen.histogram is not None and bool(getattr(find_observer(seen.observer), "chooses", False))
 
 
 def find_observer(name: str) -> type[Observer]:
