@@ -24,6 +24,7 @@ from tvm_qplugin.passes.op_kinds import (
     obstacle,
     obstacle16,
 )
+from tvm_qplugin.passes.wide_cells import float_front, widened
 
 Explain = Callable[[str], str | None]
 _CHANNELS = {"conv2d": 0, "dense": 1, "prelu": None}
@@ -37,18 +38,26 @@ class Annotate:
 
     In: a canonical float module. Out: the same, with the ``Annotation`` in the function attribute
     ``qplugin.annotation``. ``explain(kind)`` says why a device cannot run an operator (None: it can).
+    ``wide_cells``: recurrent cells of an int8 model compute in int16 between their products, and what comes
+    before them stays in float.
     Raises RecipeError for a rule about a kind that does not exist.
     """
 
     recipe: Recipe = field(default_factory=Recipe)
     explain: Explain | None = None
+    wide_cells: bool = True
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Attach the annotation."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
         operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
-        annotation = _tensors(func, _follow(_settle(func, operators)), self.recipe)
+        if self.wide_cells:
+            operators = float_front(func, operators, self.recipe)
+        operators = _settle(func, operators)
+        if self.wide_cells:
+            operators = widened(func, operators)
+        annotation = _tensors(func, _follow(operators), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
     def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:
@@ -192,6 +201,33 @@ def _chain_kind(ops: list[str]) -> str:
 
 
 def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
+    """Integer where it pays: not for data that comes from float operators and returns to them."""
+    settled = _settled_once(func, operators)
+    while between := {name for name, op in settled.items() if _between_floats(op, settled)}:
+        reason = "it lies between float operators"
+        operators = {
+            name: replace(op, integer=False, reason=reason) if name in between else op
+            for name, op in operators.items()
+        }
+        settled = _settled_once(func, operators)
+    return settled
+
+
+def _between_floats(op: OpAnnotation, settled: Mapping[str, OpAnnotation]) -> bool:
+    """A sum or product with a float operand, and of float operands only or with float readers only.
+
+    Residual sums before a layer norm, masks on attention: their ranges are too wide for few bits.
+    """
+    if not op.integer or op.kind not in ("add", "subtract", "multiply"):
+        return False
+    made = [settled[name] for name in op.inputs if name in settled]
+    readers = [other for other in settled.values() if op.output in other.inputs]
+    floats = [not other.integer for other in made]
+    alone = len(made) == len(op.inputs) and all(floats)
+    return any(floats) and (alone or (bool(readers) and not any(other.integer for other in readers)))
+
+
+def _settled_once(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict[str, OpAnnotation]:
     """Moving data is worth an integer kernel only where the data is integer already."""
     integer: dict[str, bool] = {}
     settled = {}
@@ -227,20 +263,24 @@ def _moved_after_quantizing(
 
 
 def _follow(operators: dict[str, OpAnnotation]) -> dict[str, OpAnnotation]:
-    """Data movement has the scheme of what it reads; where that is float, of its first reader."""
+    """Data movement has the scheme of what it reads; where that is float, the wider one of its readers."""
     found = dict(operators)
     made: dict[str, str] = {}
     for name, op in reversed(list(found.items())):
-        readers = [other for other in found.values() if name in other.inputs and other.integer]
+        readers = [other.scheme for other in found.values() if name in other.inputs and other.integer]
         if op.integer and op.kind in MOVEMENT and readers:
-            found[name] = replace(op, scheme=readers[0].scheme)
+            found[name] = replace(op, scheme=_wider(readers))
     for name, op in found.items():
         read = [made[used] for used in op.inputs if used in made]
         if op.integer and op.kind in MOVEMENT and read:
-            found[name] = replace(op, scheme="int16x8" if "int16x8" in read else read[0])
+            found[name] = replace(op, scheme=_wider(read))
         if op.integer:
-            made[name] = found[name].scheme
+            made[name] = found[name].output_scheme
     return found
+
+
+def _wider(schemes: list[str]) -> str:
+    return "int16x8" if "int16x8" in schemes else schemes[0]
 
 
 def _fed_by_float_only(
@@ -260,14 +300,14 @@ def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe
     for op in operators.values():
         if not op.integer:
             continue
-        activation, outputs = SCHEMES[op.scheme]
-        spec = replace(activation, observer=recipe.choose(op.kind, op.output).observer)
-        for name in (*op.inputs, op.output):
-            if name in floats:
-                same = tensors.setdefault(name, spec)
-                if not isinstance(same, SharedSpec) and same.dtype != spec.dtype:
-                    tensors.setdefault(second(name, op.scheme), spec)
-        fixed = outputs.get(op.kind)
+        observer = recipe.choose(op.kind, op.output).observer
+        used = dict.fromkeys(op.inputs, op.scheme) | {op.output: op.output_scheme}
+        for name in [name for name in used if name in floats]:
+            spec = replace(SCHEMES[used[name]][0], observer=observer)
+            same = tensors.setdefault(name, spec)
+            if not isinstance(same, SharedSpec) and same.dtype != spec.dtype:
+                tensors.setdefault(second(name, used[name]), spec)
+        fixed = SCHEMES[op.output_scheme][1].get(op.kind)
         if fixed is not None:
             tensors[op.output] = fixed
     return Annotation(operators, tensors)

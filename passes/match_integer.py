@@ -58,7 +58,8 @@ def _operator(site: Site) -> Plan | None:
     handler = (match_int16.HANDLERS if site.wide else _HANDLERS).get(kind)
     if handler is None or obstacle(kind, _unquantized(core, site)):
         return None
-    return handler(site, core, bounds, bias)
+    plan = handler(site, core, bounds, bias)
+    return _dense(site, core, bounds, bias) if plan is None and site.wide and kind == "dense" else plan
 
 
 def _unquantized(core: Call, site: Site) -> Call:
@@ -147,9 +148,10 @@ def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | 
 
 
 def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    layer = weighted(site, core, bias, 1)
+    """Also of int8 with a result in int16, which is none of LiteRT's."""
+    layer = weighted(site, core, bias, 1, any_width=True)
     constants = _constants(site, layer) if layer else None
-    if layer is None or constants is None:
+    if layer is None or constants is None or layer.source.want.dtype == "int16":
         return None
     params = {**site.finish(bounds), "in_zp": int(layer.source.want.zero_point)}
     return layer.plan(site, "qdense", params, constants)

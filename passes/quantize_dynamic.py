@@ -77,10 +77,10 @@ class _Quantize(Rebuilder):
         """Why a weight stays float; empty if it does not."""
         if scheme != "dynamic":
             return "the recipe keeps it in float" if scheme == "float" else f"its scheme is {scheme}"
-        size = ir.spec_of(call.args[1]).size
-        if size < self.smallest:
+        reason, size = obstacle(kind, call), ir.spec_of(call.args[1]).size
+        if not reason and size < self.smallest:
             return f"its weight has {size} elements, fewer than {self.smallest}"
-        return obstacle(kind, call)
+        return reason
 
 
 def is_depthwise(call: Expr) -> bool:

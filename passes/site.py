@@ -97,9 +97,9 @@ def _weight(site: Site, expr: relax.Expr, axis: int) -> Weight | None:
     return Weight(np.moveaxis(centred, axis, 0).astype("int8"), channel_scale(params, q.shape[axis]), grid)
 
 
-def weighted(site: Site, core: Call, bias: Array | None, axis: int) -> Layer | None:
+def weighted(site: Site, core: Call, bias: Array | None, axis: int, any_width: bool = False) -> Layer | None:
     """What conv and dense share; ``axis`` is that of the weight's output channels."""
-    source, weight = site.source(core.args[0]), _weight(site, core.args[1], axis)
+    source, weight = site.source(core.args[0], any_width), _weight(site, core.args[1], axis)
     if source is None or weight is None:
         return None
     unit = np.float32(source.want.scale) * weight.scale

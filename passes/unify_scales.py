@@ -11,9 +11,10 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.qparams import union_range
-from tvm_qplugin.core.spec import Annotation, FixedSpec, SharedSpec, Spec, tensor_of
+from tvm_qplugin.core.spec import SCHEMES, Annotation, FixedSpec, SharedSpec, Spec, second, tensor_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import SAME_SCALE
+from tvm_qplugin.passes.wide_cells import steps_of
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -28,22 +29,31 @@ class UnifyScales:
 
     In: an annotated module. Out: the same, where every member of a group but one has a ``SharedSpec``
     that names it. A tensor whose operator fixes its parameters (softmax, sigmoid, tanh) joins a
-    concatenation only if all parts agree; otherwise it is requantized there. With calibrated ``ranges``
-    so is a part that would lose more than one bit of resolution: chains of concatenations and slices
-    (ShuffleNet) would otherwise put a whole network on one scale.
+    concatenation only if all parts agree; otherwise it is requantized there. A tensor of an unrolled cell
+    has the scale of those of the other steps: the cell is one, and its kernels and constants are. With
+    calibrated ``ranges`` a part that would lose more than one bit of resolution is requantized, too: chains
+    of concatenations and slices (ShuffleNet) would otherwise put a whole network on one scale.
     """
 
     ranges: Ranges | None = None
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite the annotation."""
-        annotation = Annotation.loads(ir.main_function(mod).attrs[ANNOTATION])
-        return ir.with_main_attr(mod, ANNOTATION, unify(annotation, self.ranges).dumps())
+        func = ir.main_function(mod)
+        annotation = unify(Annotation.loads(func.attrs[ANNOTATION]), self.ranges, steps_of(func))
+        return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
 
-def unify(annotation: Annotation, ranges: Ranges | None = None) -> Annotation:
-    """The annotation with groups of equal parameters resolved."""
+def unify(
+    annotation: Annotation, ranges: Ranges | None = None, steps: Mapping[str, str] | None = None
+) -> Annotation:
+    """The annotation with groups of equal parameters resolved; ``steps`` as in ``qplugin.steps``."""
     groups = _Groups(annotation.tensors, ranges or {})
+    first: dict[tuple[str, str], str] = {}
+    for name, role in (steps or {}).items():
+        for grid in (name, *(second(name, scheme) for scheme in SCHEMES)):
+            if grid in groups:
+                groups.join(first.setdefault((role, groups.dtype(grid)), grid), grid)
     key = annotation.key
     shared = [op for op in annotation.operators.values() if op.integer and op.kind in SAME_SCALE]
     for op in sorted(shared, key=lambda op: len(op.inputs) > 1):
@@ -88,6 +98,11 @@ class _Groups:
         """The specification of the set."""
         return self._spec[self.find(name)]
 
+    def dtype(self, name: str) -> str:
+        """What tensors of the set are stored as."""
+        spec = self.spec(name)
+        return "" if isinstance(spec, SharedSpec) else spec.dtype
+
     def fit(self, a: str, b: str) -> bool:
         """Whether neither set would lose more than one bit in the common range (unknown: yes)."""
         known = [self._range.get(self.find(name)) for name in (a, b) if name in self]
@@ -103,7 +118,7 @@ class _Groups:
             return
         a, b = self.find(a), self.find(b)
         keep, drop = (b, a) if isinstance(self._spec[b], FixedSpec) else (a, b)
-        if keep != drop:
+        if keep != drop and self.dtype(keep) == self.dtype(drop):
             self._parent[drop] = keep
             both = [self._range[name] for name in (keep, drop) if name in self._range]
             if both:

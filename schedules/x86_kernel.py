@@ -95,5 +95,7 @@ def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     weighted = range(1, 4 if "add" in call.params else len(call.args))
     if call.name not in kernels or any(i not in call.constants for i in weighted):
         return False
+    if (call.args[0].dtype == "int16") != (call.out.dtype == "int16"):
+        return False
     dtypes = (call.args[1].dtype, call.out.dtype)
     return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))

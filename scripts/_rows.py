@@ -12,7 +12,6 @@ from _metrics import METRICS
 from real_models import MODELS, RealModel
 from rich.table import Table
 
-SIZE_EXTRA = 400_000  # bytes of code and manifest that an artifact may have beside its int8 weights
 SIZE_RATIO, SIZE_RATIO_FROM = 0.30, 3_000_000  # of the float ONNX, for models above that size
 BELOW_ONNXRUNTIME = 0.3
 PREPARE_SECONDS, PREPARE_BYTES = 90.0, 2e9
@@ -75,7 +74,7 @@ class Row:
         model = MODELS[self.model]
         if self.error:
             return [Check("runs", self.error, "no error", False)]
-        found = [self._islands(model), self._size()]
+        found = [self._islands(model), self._size(model)]
         if self.options.accuracy is None:
             found.append(self._prepare())
         if self.exact_samples:
@@ -92,10 +91,10 @@ class Row:
         text = "; ".join(f"{name} ({why})" for name, why in unnamed.items()) or "none"
         return Check("unnamed float islands", text, "none", not unnamed)
 
-    def _size(self) -> Check:
+    def _size(self, model: RealModel) -> Check:
         extra = self.artifact_bytes - self.weight_bytes
-        held = extra <= SIZE_EXTRA
-        return Check("size beside weights", f"{extra:,} bytes", f"<= {SIZE_EXTRA:,}", held)
+        held = extra <= model.max_extra
+        return Check("size beside weights", f"{extra:,} bytes", f"<= {model.max_extra:,}", held)
 
     def _prepare(self) -> Check:
         seconds, memory = self.quantize_seconds + self.build_seconds, self.peak_bytes

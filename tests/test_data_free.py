@@ -195,6 +195,8 @@ def test_errors(model: IRModule) -> None:
     with pytest.raises(RecipeError, match="needs samples, and data-free has none"):
         quantize(model, calibration="data-free", input_range=RANGE, recipe=Recipe(correct_bias=True))
     with pytest.raises(RecipeError, match="needs samples, and data-free has none"):
+        quantize(model, calibration="data-free", input_range=RANGE, recipe=Recipe(smooth=True))
+    with pytest.raises(RecipeError, match="needs samples, and data-free has none"):
         quantize(model, calibration="data-free", input_range=RANGE, accuracy="best")
     with pytest.raises(CalibrationError, match="a str is not a set of samples"):
         quantize(model, calibration="images")

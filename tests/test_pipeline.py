@@ -135,7 +135,7 @@ def test_a_table_can_be_used_again(model: Path):
         ({"recipe": {"scheme": "int3"}}, RecipeError, "use one of int8, int16x8, fp16, dynamic, float"),
         ({"target": "vax"}, TargetError, "target 'vax' is unknown; use one of edgetpu"),
         ({"io": "int4"}, RecipeError, "expected one of float, int8, uint8"),
-        ({"observer": "median"}, CalibrationError, "use one of min_max"),
+        ({"observer": "median"}, CalibrationError, "use one of .*min_max"),
         ({"calibration": None}, CalibrationError, "pass calibration=samples"),
         ({"calibration": []}, CalibrationError, "the calibration set is empty"),
         ({"calibration": CalibrationTable("other", 1, {})}, CalibrationError, "belongs to another model"),

@@ -25,6 +25,7 @@ import real_models  # noqa: E402
 from real_models import MODELS  # noqa: E402
 
 HEAVY = {"mobilenet_v2_1.0_224", "resnet56_cifar10", "deeplabv3_mnv2_dm05_257", "fastestdet_coco_352"}
+HEAVY |= {"kws_lstm_m", "kws_crnn_m"}
 
 
 def by_weight(names):
@@ -88,7 +89,7 @@ def test_calibration_and_evaluation_are_disjoint(shared_data):
 
 def test_table_names_models_by_their_beginning():
     assert [m.name for m in real_models.chosen(["resnet"])] == ["resnet20_cifar10", "resnet56_cifar10"]
-    assert len(real_models.chosen([])) == 11
+    assert len(real_models.chosen([])) == 14
     with pytest.raises(SystemExit, match=r"no model 'alexnet'; the models are: mobilenet_v1"):
         real_models.chosen(["alexnet"])
 

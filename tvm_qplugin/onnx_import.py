@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,16 +20,18 @@ from onnx.reference import ReferenceEvaluator
 from tvm import IRModule, relax
 from tvm.relax.frontend.onnx import onnx_frontend
 
+from tvm_qplugin.core.attrs import STEPS
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.onnx_file import last_line, node_label
 from tvm_qplugin.onnx_ops import OPERATORS, Node
+from tvm_qplugin.onnx_recurrent import RECURRENT
 from tvm_qplugin.onnx_shapes import SHAPES
 from tvm_qplugin.onnx_windows import WINDOWS
 from tvm_qplugin.passes.rebuild import Rebuilder, constant, op_name, shape_of, straight_bindings, value_of
 
 Expr = Any
-CONVERTERS = {**OPERATORS, **SHAPES, **WINDOWS}
+CONVERTERS = {**OPERATORS, **SHAPES, **WINDOWS, **RECURRENT}
 # Computed from static shapes and constants only: they never become Relax operators.
 FOLDED = {"Constant", "ConstantOfShape", "Shape", "Size", "Range", "EyeLike"}
 # Control flow, sequences and optionals cannot be straight-line code.
@@ -59,10 +63,12 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         self.names: dict[Expr, str] = {}
         self.taken: set[str] = set()
         self.read: set[str] = set()
+        self.steps: dict[str, str] = {}
 
     def build(self, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> IRModule:
         """The function with temporaries still called ``lv``; ``names`` holds the tensor names."""
-        self.read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+        self.read = {name for node in graph.node for name in node.input if name}
+        self.read |= {out.name for out in graph.output}
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
         with self.bb.function("main", params=params):
             with self.bb.dataflow():
@@ -139,13 +145,24 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         own = CONVERTERS.get(node.op_type)
         if own is not None:
             used = sum(name in self.read for name in node.output)
-            seen = Node(node.op_type, list(inputs), attrs, len(node.output), used, self.opset, self._lookup)
+            emit = partial(self._emit_part, node)
+            seen = Node(
+                node.op_type, list(inputs), attrs, len(node.output), used, self.opset, self._lookup, emit
+            )
             return self.bb.normalize(own(seen))
         attrs["tvm_custom"] = {"name": node.name, "num_outputs": len(node.output)}
         return self._convert_operator(node.op_type, inputs, attrs, self.opset)
 
     def _lookup(self, expr: Expr) -> Expr | None:
         return self.bb.lookup_binding(expr) if isinstance(expr, relax.Var) else None
+
+    def _emit_part(self, node: onnx.NodeProto, expr: Expr, role: str, step: int | None) -> Expr:
+        """A tensor inside a node; what it is in every step is noted."""
+        role = f"{sanitize(next(name for name in node.output if name))}_{role}"
+        var = self.bb.emit(expr)
+        self.names[var] = self._fresh(role if step is None else f"{role}_t{step}")
+        self.steps[self.names[var]] = role
+        return var
 
     def _bind(self, node: onnx.NodeProto, result: Expr) -> None:
         if isinstance(result, relax.Tuple):
@@ -244,4 +261,6 @@ def import_graph(
     importer = Importer(weights, opset)
     module = importer.build(model.graph, shapes)
     module["main"] = Named(module["main"], importer.names).run()
+    if importer.steps:
+        module["main"] = module["main"].with_attr(STEPS, json.dumps(importer.steps))
     return module

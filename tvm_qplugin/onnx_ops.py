@@ -21,6 +21,8 @@ class Node:
     """One ONNX node with its inputs converted: what a converter sees.
 
     ``outputs`` is how many it has, ``used`` how many of them something else in the model reads.
+    ``emit(expr, role, step)`` binds a tensor to a variable named after the node, what it is and, where the
+    node is repeated, the step.
     """
 
     op_type: str
@@ -30,6 +32,7 @@ class Node:
     used: int
     opset: int
     lookup: Callable[[Expr], Expr | None]
+    emit: Callable[[Expr, str, int | None], Expr]
 
     def input(self, index: int) -> Expr | None:
         """An input, None where it is left out."""

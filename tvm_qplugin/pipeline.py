@@ -30,6 +30,7 @@ from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
+from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
@@ -62,7 +63,7 @@ def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
 
 def prepare_passes(recipe: Recipe, profile: TargetProfile) -> Passes:
     """Float module, rewritten for the device -> annotated module."""
-    return [ExpandWeights(), Annotate(recipe, profile.explain)]
+    return [ExpandWeights(), Annotate(recipe, profile.explain, profile.artifact != "tflite")]
 
 
 def convert_passes(table: CalibrationTable, annotation: Annotation) -> Passes:
@@ -71,9 +72,10 @@ def convert_passes(table: CalibrationTable, annotation: Annotation) -> Passes:
     return [UnifyScales(ranges), InsertQDQ(ranges)]
 
 
-def finish_passes(profile: TargetProfile, io: str) -> Passes:
+def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
     """QDQ module -> the same for the device, with its kind of inputs and outputs."""
-    return [*quantized_passes(profile), QuantizeIO(io)]
+    tables = [QuantizeEmbedding(recipe)] if profile.artifact != "tflite" else []
+    return [*quantized_passes(profile), *tables, QuantizeIO(io)]
 
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
@@ -159,6 +161,7 @@ def quantize_module(
     from tvm_qplugin.best import HISTOGRAM, Split, quantize_best
     from tvm_qplugin.calibrator import calibrate, model_hash
     from tvm_qplugin.data_free import DATA_FREE
+    from tvm_qplugin.smoothing import samples_of, smooth
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
@@ -169,11 +172,14 @@ def quantize_module(
         _check_device(chosen, profile)
         passes = storage_passes(chosen, io)
         return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
-    ending = [*stored_layers(chosen), *finish_passes(profile, io)]
+    ending = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
     if isinstance(calibration, str) and calibration == DATA_FREE:
         quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
         return tvm.transform.Sequential(ending)(quantized)
     module = ir.with_main_attr(module, NORMS, None)
+    if chosen.smooth:
+        calibration = samples_of(calibration, chosen)
+        module = smooth(module, calibration, limit=limit)
     identity = model_hash(module)
     _, annotation = annotated(module, chosen, profile)
     names = annotation.observed()
@@ -222,7 +228,7 @@ def _without_data(
     from tvm_qplugin.calibrator import model_hash
     from tvm_qplugin.data_free import WARNING, data_free_table
 
-    if recipe.recovers or accuracy:
+    if recipe.recovers or recipe.smooth or accuracy:
         raise RecipeError(
             "winning accuracy back needs samples, and data-free has none: leave one of them out"
         )
@@ -308,11 +314,11 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
 
 def stored_layers(recipe: Recipe) -> Passes:
     """What stores the weights of layers small that a recipe computes in float."""
-    passes: dict[str, tvm.transform.Pass] = {
-        "dynamic": QuantizeDynamic(recipe),
-        "fp16": QuantizeFloat16(recipe),
+    passes: dict[str, Passes] = {
+        "dynamic": [QuantizeDynamic(recipe), QuantizeEmbedding(recipe)],
+        "fp16": [QuantizeFloat16(recipe)],
     }
-    return [found for scheme, found in passes.items() if scheme in recipe.schemes]
+    return [found for scheme in passes if scheme in recipe.schemes for found in passes[scheme]]
 
 
 def is_quantized(module: IRModule) -> bool:

@@ -5,6 +5,7 @@ import pytest
 
 from tvm_qplugin.core.spec import (
     ACTIVATION,
+    ACTIVATION16,
     FIXED,
     WEIGHT,
     Annotation,
@@ -50,3 +51,13 @@ def test_what_is_fixed_is_not_observed():
     annotation = Annotation({}, {"x": ACTIVATION, "y": SharedSpec("x"), "z": FIXED["tanh"]})
     assert annotation.observed() == ["x", "y"]
     assert annotation.with_tensors({"z": ACTIVATION}).observed() == ["x", "y", "z"]
+
+
+def test_a_product_reads_one_scheme_and_gives_another():
+    op = OpAnnotation("dense", "y", ("x",), ("y",), scheme="int8", result="int16x8")
+    tensors = {"x": ACTIVATION16, "x as int8": ACTIVATION, "y": ACTIVATION16, "y as int8": ACTIVATION}
+    annotation = Annotation({"y": op}, tensors)
+    assert Annotation.loads(annotation.dumps()) == annotation
+    assert (annotation.key(op, "x"), annotation.key(op, "y")) == ("x as int8", "y")
+    reader = OpAnnotation("dense", "z", ("y",), ("z",))
+    assert (annotation.key(reader, "y"), reader.output_scheme) == ("y as int8", "int8")

@@ -36,6 +36,12 @@ def constants(seed: int, shape: tuple[int, ...]) -> tuple[Array, Array, Array]:
     return weight, bias, rng.uniform(20 / size, 200 / size, shape[0]).astype("float32")
 
 
+def test_equals_the_oracle_in_int16(verify: Verify, codes: Codes) -> None:
+    params = {"in_zp": 7, "out_zp": 0, "lo": -30000, "hi": 32767}
+    weight, bias, factor = constants(1, (9, 33))
+    verify("qdense", params, codes(2, (3, 33), "uint8"), weight, bias, factor * 256, dtype="int16")
+
+
 @QUICK
 @given(
     DTYPES,

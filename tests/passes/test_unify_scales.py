@@ -2,7 +2,7 @@
 
 import pytest
 
-from tvm_qplugin.core.spec import ACTIVATION, FIXED, Annotation, OpAnnotation, SharedSpec, Spec
+from tvm_qplugin.core.spec import ACTIVATION, ACTIVATION16, FIXED, Annotation, OpAnnotation, SharedSpec, Spec
 from tvm_qplugin.passes.unify_scales import unify
 
 
@@ -51,6 +51,29 @@ def test_parts_fixed_alike_fix_the_concatenation() -> None:
 
 def test_a_fixed_input_prevails() -> None:
     assert unified([operator("reshape", "y", "x")], {"x": FIXED["tanh"]})["y"] == SharedSpec("x")
+
+
+def test_steps_of_a_cell_share() -> None:
+    operators = [operator("add", "a_t0", "x"), operator("add", "a_t1", "a_t0"), operator("add", "y", "a_t1")]
+    names = ("x", "a_t0", "a_t1", "y")
+    annotation = Annotation({op.output: op for op in operators}, dict.fromkeys(names, ACTIVATION))
+    found = unify(annotation, {"a_t0": (-9, 9), "a_t1": (-1, 1)}, {"a_t0": "a", "a_t1": "a"}).tensors
+    assert found == {**dict.fromkeys(names, ACTIVATION), "a_t1": SharedSpec("a_t0")}
+
+
+def test_steps_share_on_every_grid() -> None:
+    operators = [operator("add", "a_t1", "a_t0"), operator("add", "y", "a_t1")]
+    wide = dict.fromkeys(("a_t0", "a_t1", "y"), ACTIVATION16)
+    tensors = {**wide, "a_t0 as int8": ACTIVATION, "a_t1 as int8": ACTIVATION}
+    annotation = Annotation({op.output: op for op in operators}, tensors)
+    found = unify(annotation, steps={"a_t0": "a", "a_t1": "a"}).tensors
+    shared = {"a_t1": SharedSpec("a_t0"), "a_t1 as int8": SharedSpec("a_t0 as int8")}
+    assert found == {**tensors, **shared}
+
+
+def test_dtypes_are_never_mixed() -> None:
+    specs = unified([operator("reshape", "y", "x")], {"x": ACTIVATION16})
+    assert specs == {"x": ACTIVATION16, "y": ACTIVATION}
 
 
 def test_float_operators_share_nothing() -> None:

@@ -143,3 +143,9 @@ def test_left_to_others() -> None:
     assert x86_dense.rule(call, tvm.target.Target({"kind": "llvm", "mcpu": "x86-64"})) is None
     assert x86_dense.candidates(call, target_of("vnni512")) == []
     assert len(x86_dense.candidates(call, target_of("avx2"))) > 4
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_bytes_to_int16_are_left_to_others(isa: str) -> None:
+    call, _, _ = integer_call((2, 64), 32, "uint8", "int16", 0, 0, 0)
+    assert x86_dense.rule(call, target_of(isa)) is None

@@ -31,6 +31,9 @@ MEMBERS = "qplugin.members"
 
 CALLS = "qplugin.calls"
 """Attribute of a fused ``main``: for each call of a function its name and the variables that it computes."""
+STEPS = "qplugin.steps"
+"""Attribute of ``main``: tensors of unrolled cells by name, and for each what it is in every step."""
+
 SCHEME = "qplugin.scheme"
 """Attribute of ``main``: how the constants of a module that computes in float are stored.
 

@@ -67,7 +67,8 @@ class Recipe:
     ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
     up for the mean error of a layer, ``equalize``: channels of a tensor are brought to about equal range
-    by factors moved between layers; all need samples, not only their ranges.
+    by factors moved between layers, ``smooth``: spread of channels moves from activations into weights
+    (SmoothQuant, for transformers); all need samples, not only their ranges.
     """
 
     name: str = "int8"
@@ -78,6 +79,7 @@ class Recipe:
     adaptive_rounding: bool = False
     correct_bias: bool = False
     equalize: bool = False
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         """Check the schemes."""
@@ -109,6 +111,11 @@ class Recipe:
         """The scheme of a model that computes in float and stores weights small; "" for any other model."""
         found = [scheme for scheme in (self.scheme, *STORAGE_SCHEMES) if scheme in STORAGE_SCHEMES]
         return "" if self.integer else next((s for s in found if s in self.schemes), "")
+
+    def asks_for(self, kind: str, name: str) -> bool:
+        """Whether a rule, not only the scheme of the recipe, wants an operator to be quantized."""
+        schemes = [rule.scheme for rule in self.rules if rule.scheme and rule.matches(kind, name)]
+        return bool(schemes) and schemes[-1] != "float"
 
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""

@@ -82,7 +82,7 @@ class OpAnnotation:
 
     ``output`` is the name of the tensor that the group puts out, ``inputs`` the tensors it reads,
     ``members`` all bindings inside, ``spec`` None where it stays float, then with a ``reason``.
-    ``scheme`` is that of an integer one.
+    ``scheme`` is that of an integer one, ``result`` that of what it puts out where it is another one.
     """
 
     kind: str
@@ -93,6 +93,12 @@ class OpAnnotation:
     integer: bool = True
     reason: str = ""
     scheme: str = "int8"
+    result: str = ""
+
+    @property
+    def output_scheme(self) -> str:
+        """The scheme on whose grid the result is."""
+        return self.result or self.scheme
 
 
 def second(name: str, scheme: str) -> str:
@@ -122,7 +128,7 @@ class Annotation:
 
     def key(self, op: OpAnnotation, name: str) -> str:
         """The key of a tensor on the grid on which an operator reads or writes it."""
-        other = second(name, op.scheme)
+        other = second(name, op.output_scheme if name == op.output else op.scheme)
         return other if other in self.tensors else name
 
     def observed(self) -> list[str]:

@@ -47,6 +47,11 @@ def conv2d(node: Node) -> Value:
 def dense(node: Node) -> Value:
     """FULLY_CONNECTED over the last axis."""
     x = node.value(0)
+    if (x.spec.dtype == "int16") != node.wide:
+        raise node.refuse(
+            f"TFLite has no dense layer from {x.spec.dtype} to {node.out.dtype}, as recurrent cells of int8 "
+            "models have: use recipe int16x8 or dynamic"
+        )
     inputs = [x, *node.parameters(x, 0, node.array(1))]
     version = PER_CHANNEL_DENSE if node.per_channel else None
     keep = len(node.out.shape) != 2

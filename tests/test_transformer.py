@@ -1,0 +1,96 @@
+"""A small BERT as ``scripts/minilm.py`` writes it: float as onnxruntime, quantized near it, reasons shown."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from tvm_qplugin.api import quantize
+from tvm_qplugin.builder import build, compile_function
+from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.frontend import load
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+import minilm
+
+Array = np.ndarray[Any, Any]
+LENGTH, WIDTH, INNER, WORDS = 8, 32, 64, 100
+ATTENTION = "its weight is not a constant"
+
+
+@pytest.fixture(name="model")
+def _model(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    for name, value in {"LAYERS": 2, "HEADS": 4, "WIDTH": WIDTH}.items():
+        monkeypatch.setattr(minilm, name, value)
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (WORDS, WIDTH),
+        "embeddings.position_embeddings.weight": (LENGTH, WIDTH),
+        "embeddings.token_type_embeddings.weight": (2, WIDTH),
+    }
+    norms = ["embeddings.LayerNorm"]
+    for layer in (0, 1):
+        base = f"encoder.layer.{layer}"
+        dense = {f"attention.self.{part}": (WIDTH, WIDTH) for part in ("query", "key", "value")}
+        dense |= {"attention.output.dense": (WIDTH, WIDTH), "intermediate.dense": (INNER, WIDTH)}
+        dense |= {"output.dense": (WIDTH, INNER)}
+        for name, shape in dense.items():
+            shapes |= {f"{base}.{name}.weight": shape, f"{base}.{name}.bias": shape[:1]}
+        norms += [f"{base}.attention.output.LayerNorm", f"{base}.output.LayerNorm"]
+    weights = {name: rng.normal(size=shape) / np.sqrt(shape[-1]) for name, shape in shapes.items()}
+    for name in norms:
+        weights |= {f"{name}.weight": rng.uniform(0.5, 2, WIDTH), f"{name}.bias": rng.normal(size=WIDTH) / 4}
+    return minilm.build({name: value.astype("float32") for name, value in weights.items()}, LENGTH)
+
+
+def sentences(count: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(1)
+    masks = [(np.arange(LENGTH) < rng.integers(3, LENGTH + 1)).astype("int64")[None] for _ in range(count)]
+    return [{"ids": rng.integers(0, WORDS, (1, LENGTH)) * mask, "mask": mask} for mask in masks]
+
+
+def exact(model: onnx.ModelProto) -> list[Array]:
+    session = ort.InferenceSession(model.SerializeToString())
+    return [session.run(None, sample)[0] for sample in sentences(30)]
+
+
+def test_float(model: onnx.ModelProto) -> None:
+    run = compile_function(load(model))
+    for sample, wanted in zip(sentences(30), exact(model), strict=True):
+        np.testing.assert_allclose(run(list(sample.values()))[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "least"),
+    [
+        (Recipe("int8"), 22),
+        (Recipe("smooth", smooth=True), 22),
+        (Recipe("int16x8", "int16x8"), 32),
+        (Recipe("dynamic", "dynamic"), 32),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_quantized(model: onnx.ModelProto, recipe: Recipe, least: float) -> None:
+    artifact = build(quantize(load(model), recipe=recipe, calibration=sentences(30)))
+    wanted = exact(model)
+    found = [artifact.run(*sample.values())[0] for sample in sentences(30)]
+    noise = np.square(np.subtract(wanted, found)).sum()
+    assert 10 * np.log10(np.square(wanted).sum() / noise) > least
+    reasons = {op.name: op.reason for op in artifact.manifest.operators if not op.integer}
+    assert reasons["l0_scores"] == reasons["l1_mixed"] == ATTENTION
+
+
+def test_what_is_integer(model: onnx.ModelProto) -> None:
+    artifact = build(quantize(load(model), calibration=sentences(30)))
+    integer = {op.name for op in artifact.manifest.operators if op.integer}
+    reasons = {op.name: op.reason for op in artifact.manifest.operators if not op.integer}
+    assert {"l0_query", "l0_attended", "l1_wide", "l1_gelu", "l1_narrow"} <= integer
+    assert reasons["l0_masked"] == reasons["l0_sum"] == "it lies between float operators"
+    assert reasons["l0_weights"] == "its input comes from a float operator"
+    assert reasons["l0_out"] == "relax.nn.layer_norm has no integer kernel"
