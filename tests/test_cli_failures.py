@@ -45,7 +45,7 @@ def _press(*_args, **_kwargs):
     "place",
     [
         "tvm_qplugin.passes.insert_qdq.tensor_params",  # inside a pass: TVM changes the exception's class
-        "tvm_qplugin.calibrator._Run.observe",
+        "tvm_qplugin.calibrator.ObservedModel.observe",
         "tvm_qplugin.core.calibration.CalibrationTable.save",  # half of the output is written
         "tvm_qplugin.frontend.canonicalize",
     ],

@@ -244,20 +244,6 @@ def test_every_whole_model_equals_onnxruntime(shared_data: Path, name: str) -> N
         same_as_reference(model, rand(*shape))
 
 
-@pytest.mark.parametrize(
-    ("name", "missing"),
-    [
-        ("kws_lstm_m", "LSTM: lstm"),
-        ("kws_crnn_m", "GRU: gru0, gru1"),
-        ("mnist_lstm", "LSTM: lstm"),
-        ("silero_vad_16k_576", "LSTM: "),
-    ],
-)
-def test_recurrent_models_are_refused(shared_data: Path, name: str, missing: str) -> None:
-    with pytest.raises(ModelError, match=missing):
-        load(shared_data / "models" / f"{name}.onnx")
-
-
 def small_net(opset: int = 13) -> onnx.ModelProto:
     """Conv, BatchNormalization, Clip, residual Add, pool, Flatten, Gemm."""
     nodes = [
