@@ -197,10 +197,12 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_kills_lose_no_record_and_leave_no_process(model, tmp_path, kills):
-    path, rng, total = tmp_path / "db.jsonl", random.Random(1), 24
-    command = [sys.executable, "-c", TUNING, str(model("kills", 16, 64)), str(path), str(total)]
+@pytest.mark.parametrize(
+    ("kills", "channels", "total"), [(3, 64, 24), pytest.param(20, 128, 130, marks=pytest.mark.slow)]
+)
+def test_kills_lose_no_record_and_leave_no_process(model, tmp_path, kills, channels, total):
+    path, rng = tmp_path / "db.jsonl", random.Random(1)
+    command = [sys.executable, "-c", TUNING, str(model("kills", 16, channels)), str(path), str(total)]
     reported = 0
     for _ in range(kills):
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
