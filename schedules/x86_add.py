@@ -11,18 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import tvm
-from tvm.script.ir_builder import IRBuilder
 
 from tvm_qplugin.core.attrs import (
-    KERNEL,
-    PARAMS,
     Implementation,
     KernelCall,
     Params,
     TensorSpec,
-    encode_params,
 )
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_border import each_piece, fill_halo
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Halo
@@ -95,12 +92,8 @@ def _implement(
 ) -> Implementation:
     constants = _constants(call)
     specs = [*call.args, TensorSpec(constants.data.shape, "int32"), call.out]
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        args = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
-        flat = [T.decl_buffer((s.size,), s.dtype, data=b.data) for s, b in zip(specs, args, strict=True)]
+    with function(call) as builder:
+        flat = arguments(specs)
         reader = constants.reader(flat[2])
         if any(halos[2]):
             fill_halo(Halo(call.out.shape, halos[2]), flat[3], reader.scalar("zero", call.out.dtype))

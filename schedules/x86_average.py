@@ -13,10 +13,10 @@ from operator import add
 
 import numpy as np
 import tvm
-from tvm.script.ir_builder import IRBuilder
 
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, encode_params
+from tvm_qplugin.core.attrs import Implementation, KernelCall
 from tvm_qplugin.core.qparams import INTEGER_RANGE
+from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_border import PARALLEL_ELEMENTS, each_piece
 from tvm_qplugin.schedules.x86_isa import (
     AVX2,
@@ -115,14 +115,9 @@ def divisor(n: int) -> tuple[int, int]:
 
 
 def _implement(call: KernelCall, lanes: int, rows: Sequence[Run], columns: Sequence[Run]) -> Implementation:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        specs = (call.args[0], call.out)
-        args = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
-        flat = [T.decl_buffer((s.size,), s.dtype, data=b.data) for s, b in zip(specs, args, strict=True)]
-        pool, images = _Pool(call, flat[0], flat[1], lanes), call.out.shape[0]
+    with function(call) as builder:
+        source, out = arguments([call.args[0], call.out])
+        pool, images = _Pool(call, source, out, lanes), call.out.shape[0]
         for row in rows:
             big = row.count * call.out.size // call.out.shape[1] >= PARALLEL_ELEMENTS
             with (T.parallel if big else T.serial)(0, images * row.count) as i:

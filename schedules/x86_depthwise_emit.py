@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm.script.ir_builder import IRBuilder
-
-from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.qparams import INTEGER_RANGE
+from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_border import fill_halo
 from tvm_qplugin.schedules.x86_constants import Constants
 from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
@@ -24,20 +23,11 @@ SERIAL_INSTRUCTIONS = 12_500
 def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Implementation:
     """The scheduled PrimFunc ``(activation[, constants], output)`` and its arguments."""
     data = [constants.data] if constants.starts else []
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        x = T.arg("x", T.buffer(call.args[0].shape, call.args[0].dtype))
-        packed = [T.arg("p", T.buffer(c.shape, str(c.dtype))) for c in data]
-        y = T.arg("y", T.buffer(call.out.shape, call.out.dtype))
-        reader = constants.reader(packed[0] if packed else None)
-        chunks(kernel, Buffers(_flat(x, call.args[0]), reader, _flat(y, call.out)))
+    specs = [call.args[0], *(TensorSpec(c.shape, str(c.dtype)) for c in data), call.out]
+    with function(call) as builder:
+        x, *packed, y = arguments(specs)
+        chunks(kernel, Buffers(x, constants.reader(packed[0] if packed else None), y))
     return Implementation(builder.get(), (0, *data))
-
-
-def _flat(buffer: Buffer, spec: TensorSpec) -> Buffer:
-    return T.decl_buffer((spec.size,), spec.dtype, data=buffer.data)
 
 
 def chunks(k: Kernel, buffers: Buffers) -> None:

@@ -14,12 +14,13 @@ import tvm
 from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.dynamic import is_depthwise
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_constants import Constants
 from tvm_qplugin.schedules.x86_conv import conv_geometry
 from tvm_qplugin.schedules.x86_dense import dense_geometry
 from tvm_qplugin.schedules.x86_dynamic_depthwise import depthwise
 from tvm_qplugin.schedules.x86_dynamic_emit import DynamicEpilogue, quantized_image, quantized_rows
-from tvm_qplugin.schedules.x86_emit import arguments, function, walk
+from tvm_qplugin.schedules.x86_emit import walk
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Isa, select_isa
 from tvm_qplugin.schedules.x86_pack import INT32_MAX, pack_channels, pack_weights

@@ -8,6 +8,7 @@ import numpy as np
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
+from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_constants import Constants
 from tvm_qplugin.schedules.x86_depthwise import MAX_TAPS, complete, cores_of, cut_modes, tile_sizes
 from tvm_qplugin.schedules.x86_depthwise_emit import chunks
@@ -22,7 +23,6 @@ from tvm_qplugin.schedules.x86_depthwise_plan import (
 )
 from tvm_qplugin.schedules.x86_depthwise_tile import Buffers, Kernel
 from tvm_qplugin.schedules.x86_dynamic_emit import Grid, quantized_image
-from tvm_qplugin.schedules.x86_emit import arguments, function
 from tvm_qplugin.schedules.x86_epilogue16 import Section
 from tvm_qplugin.schedules.x86_geometry import Scratch
 from tvm_qplugin.schedules.x86_isa import AVXVNNI256, Buffer, Expr, Isa, T, load, splat, store, supports

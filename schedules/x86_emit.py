@@ -6,20 +6,19 @@ a condition on the loop's index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
-from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import PrimFunc
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, TensorSpec, encode_params
+from tvm_qplugin.schedules.primfunc import arguments, scheduled
 from tvm_qplugin.schedules.x86_border import fill_halo, padded_copy
 from tvm_qplugin.schedules.x86_constants import Constants, Reader
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry
-from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, accumulator
+from tvm_qplugin.schedules.x86_isa import Expr, Isa, T, accumulator
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
 from tvm_qplugin.schedules.x86_tiles import MIN_PARALLEL_INSTRUCTIONS, Part, Tile, balanced
 
@@ -71,21 +70,9 @@ def implement(
     return Implementation(func, (0, *others, constants.data))
 
 
-@contextmanager
-def function(call: KernelCall) -> Iterator[IRBuilder]:
-    """A tagged PrimFunc, to be taken out of the builder afterwards."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(call.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
-        T.func_attr({KERNEL: call.name, PARAMS: encode_params(call.params)})
-        yield builder
-
-
 @lru_cache(maxsize=64)
 def _function(form: _Form) -> PrimFunc:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name(form.name)
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+    with scheduled(form.name) as builder:
         _body(form)
     return builder.get()
 
@@ -106,14 +93,6 @@ def _body(form: _Form) -> None:
     if geometry.halo:
         fill_halo(geometry.halo, out, reader.scalar("fill_out", form.out.dtype))
     walk(Kernel(form.isa, form.tile, geometry, source, dtype, reader, out, *residual), form.epilogue)
-
-
-def arguments(specs: Sequence[TensorSpec]) -> list[Buffer]:
-    """Declare the arguments; returns flat views of them."""
-    buffers = [T.arg(f"p{i}", T.buffer(spec.shape, spec.dtype)) for i, spec in enumerate(specs)]
-    return [
-        T.decl_buffer((spec.size,), spec.dtype, data=b.data) for b, spec in zip(buffers, specs, strict=True)
-    ]
 
 
 def walk(k: Kernel, epilogue: Epilogue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Self
@@ -20,7 +21,7 @@ SHARES = np.linspace(0.02, 1.0, 99)
 
 
 @dataclass
-class HistogramObserver:
+class HistogramObserver(ABC):
     """Counts values in a ``Histogram``; subclasses choose the range from it."""
 
     chooses: ClassVar[bool] = True
@@ -45,9 +46,9 @@ class HistogramObserver:
         low, high = self.histogram.low, self.histogram.high
         return (low, high) if low == high else self.choose(spec)
 
+    @abstractmethod
     def choose(self, spec: QuantSpec) -> tuple[float, float]:
         """The range of a histogram with more than one value."""
-        raise NotImplementedError
 
     @classmethod
     def resume(cls, low: float, high: float, count: int, histogram: Histogram | None = None) -> Self:
