@@ -19,7 +19,7 @@ from tvm_qplugin.calibrator import calibrate
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.judge import FLAT_DB, Judge, Score, decisive
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.recovery import recover
 from tvm_qplugin.simulator import Simulator
 

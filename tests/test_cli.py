@@ -15,7 +15,7 @@ from tvm_qplugin.best import STEPS, attempts_of
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.inspection import read_module
 from tvm_qplugin.passes import ir
-from tvm_qplugin.pipeline import UNSEEN
+from tvm_qplugin.quantizer import UNSEEN
 from tvm_qplugin.samples import Reservoir
 
 MODEL, SAMPLES, TEST = (str(p) for p in (demo.model_path(), demo.calibration_path(), demo.evaluation_path()))

@@ -23,8 +23,8 @@ from tvm_qplugin.data_free import SAMPLES, data_free_table
 from tvm_qplugin.frontend import load
 from tvm_qplugin.passes.insert_affine import InsertAffine
 from tvm_qplugin.passes.note_batch_norm import NORMS, norms_of
-from tvm_qplugin.pipeline import UNSEEN
 from tvm_qplugin.preprocess import Preprocess
+from tvm_qplugin.quantizer import UNSEEN
 
 SHAPE = (1, 3, 16, 16)
 RANGE = (-1.0, 1.0)

@@ -20,7 +20,8 @@ from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.quantize_io import QuantizeIO
-from tvm_qplugin.pipeline import is_quantized, quantize_module, rewritten
+from tvm_qplugin.pipeline import is_quantized, rewritten
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.targets import find_profile
 
 

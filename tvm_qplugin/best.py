@@ -17,7 +17,7 @@ from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.judge import Judge, Score
 from tvm_qplugin.passes import ir
-from tvm_qplugin.pipeline import annotated, converted
+from tvm_qplugin.quantizer import annotated, converted
 from tvm_qplugin.recovery import reservoir_for
 from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of
 

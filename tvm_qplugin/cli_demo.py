@@ -76,7 +76,7 @@ def _quantize() -> tuple[IRModule, IRModule, CalibrationTable]:
         from tvm_qplugin.core.recipe import find_recipe
         from tvm_qplugin.frontend import load
         from tvm_qplugin.inspection import annotation_of, with_source
-        from tvm_qplugin.pipeline import quantize_module
+        from tvm_qplugin.quantizer import quantize_module
         from tvm_qplugin.targets import find_profile
     with step("reading the model"):
         module = load(embedded.model_path())

@@ -20,8 +20,9 @@ from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, Rule, find_recipe
 from tvm_qplugin.evaluate import Evaluation
 from tvm_qplugin.inspection import annotation_of
 from tvm_qplugin.layer_errors import Comparison, LayerErrors
-from tvm_qplugin.pipeline import is_quantized, quantize_module
+from tvm_qplugin.pipeline import is_quantized
 from tvm_qplugin.progress import progress_bar
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.remedy import Budget, Judge, Search, schemes_of, with_schemes
 from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of, numbered
 from tvm_qplugin.targets import find_profile

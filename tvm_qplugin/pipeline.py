@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_qplugin.core.attrs import ANNOTATION
-from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
-from tvm_qplugin.core.errors import CalibrationError, RecipeError
+from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
@@ -27,7 +24,6 @@ from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.merge_kernels import MergeKernels
-from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.pad_producers import PadProducers
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
@@ -37,7 +33,6 @@ from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
 from tvm_qplugin.recorded import Databases, recorded_rule
-from tvm_qplugin.samples import Sample
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
     find_profile,
@@ -51,8 +46,6 @@ from tvm_qplugin.targets import (
 )
 
 Passes = list[tvm.transform.Pass]
-UNSEEN = "qplugin.data_free"
-"""Attribute of a quantized ``main`` whose ranges come from no data: a warning that says so."""
 
 
 def rewritten(module: IRModule, profile: TargetProfile) -> IRModule:
@@ -132,176 +125,6 @@ def executable_passes() -> Passes:
     ]
 
 
-def quantize_module(
-    module: IRModule,
-    *,
-    recipe: str | Recipe | Mapping[str, Any] | None = None,
-    target: str | TargetProfile = "host",
-    calibration: Iterable[Any] | CalibrationTable | None = None,
-    observer: str | None = None,
-    hooks: Sequence[CalibrationHook] = (),
-    limit: int | None = None,
-    progress: bool = False,
-    io: str | None = None,
-    samples: Sequence[Sample] | None = None,
-    accuracy: str | None = None,
-    held_back: Sequence[Sample] | None = None,
-    input_range: tuple[float, float] | None = None,
-) -> IRModule:
-    """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
-
-    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
-    scheme comes back as it is.
-
-    ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table; with
-    ``accuracy="best"`` (see ``best.quantize_best``) there must be others ``held_back``. The target's
-    rewrites come first: a table is of the module that ``rewritten`` gives. ``recipe`` and ``io`` left out are
-    the target's.
-    """
-    from tvm_qplugin.best import HISTOGRAM, Split, quantize_best
-    from tvm_qplugin.calibrator import calibrate, model_hash
-    from tvm_qplugin.data_free import DATA_FREE
-    from tvm_qplugin.smoothing import samples_of, smooth
-
-    profile = find_profile(target)
-    chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
-    check_accuracy(accuracy, chosen)
-    QuantizeIO(io)
-    module = rewritten(module, profile)
-    if chosen.storage:
-        _check_device(chosen, profile)
-        passes = storage_passes(chosen, io)
-        return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
-    ending = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
-    if isinstance(calibration, str) and calibration == DATA_FREE:
-        quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
-        return tvm.transform.Sequential(ending)(quantized)
-    module = ir.with_main_attr(module, NORMS, None)
-    if chosen.smooth:
-        calibration = samples_of(calibration, chosen)
-        module = smooth(module, calibration, limit=limit)
-    identity = model_hash(module)
-    _, annotation = annotated(module, chosen, profile)
-    names = annotation.observed()
-    if isinstance(calibration, CalibrationTable):
-        calibration.check(identity, names)
-        table = calibration
-    elif calibration is None:
-        raise CalibrationError(
-            "the module is in float and no calibration data was given: pass calibration=samples "
-            "(an iterable of arrays) or a CalibrationTable"
-        )
-    else:
-        split = Split.of(module)
-        each = split.offer if accuracy else split.kept.offer if chosen.recovers else None
-        table = calibrate(
-            module,
-            calibration,
-            names=names,
-            observer=HISTOGRAM if accuracy else observer or annotation.observers(),
-            hooks=hooks,
-            limit=limit,
-            progress=progress,
-            model_hash=identity,
-            each=each,
-        )
-        samples, held_back = split.kept.samples, split.held.samples
-    if accuracy:
-        start = chosen if observer is None else replace(chosen, observer=observer)
-        quantized = quantize_best(
-            module, start, profile, table, samples or (), held_back or (), progress=progress
-        )
-    else:
-        quantized = converted(module, chosen, profile, table, samples, progress)
-    return tvm.transform.Sequential(ending)(quantized)
-
-
-def _without_data(
-    module: IRModule,
-    recipe: Recipe,
-    profile: TargetProfile,
-    input_range: tuple[float, float] | None,
-    accuracy: str | None,
-    progress: bool,
-) -> IRModule:
-    """QDQ module with ranges from batch norms, marked as such."""
-    from tvm_qplugin.calibrator import model_hash
-    from tvm_qplugin.data_free import WARNING, data_free_table
-
-    if recipe.recovers or recipe.smooth or accuracy:
-        raise RecipeError(
-            "winning accuracy back needs samples, and data-free has none: leave one of them out"
-        )
-    bare = ir.with_main_attr(module, NORMS, None)
-    prepared, annotation = annotated(bare, recipe, profile)
-    names = annotation.observed()
-    table = data_free_table(module, names, input_range, model_hash=model_hash(bare), progress=progress)
-    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
-    return ir.with_main_attr(quantized, UNSEEN, WARNING)
-
-
-def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:
-    """Raise RecipeError unless ``accuracy`` is None, or "best" with a recipe that it can improve."""
-    if accuracy not in (None, "best"):
-        raise RecipeError(f"accuracy={accuracy!r}: 'best' or None was expected")
-    if accuracy and recipe.scheme not in INTEGER_SCHEMES:
-        raise RecipeError(
-            f"accuracy='best' searches among integer models, and recipe {recipe.name!r} computes in float: "
-            f"use scheme {' or '.join(INTEGER_SCHEMES)}"
-        )
-
-
-def annotated(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[IRModule, Annotation]:
-    """A float module with its annotation."""
-    result = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
-    return result, Annotation.loads(ir.main_function(result).attrs[ANNOTATION])
-
-
-def converted(
-    module: IRModule,
-    recipe: Recipe,
-    profile: TargetProfile,
-    table: CalibrationTable,
-    samples: Sequence[Sample] | None = None,
-    progress: bool = False,
-) -> IRModule:
-    """Canonical float module -> QDQ module with float inputs and outputs, its accuracy won back."""
-    from tvm_qplugin.calibrator import calibrate
-    from tvm_qplugin.equalization import equalize
-    from tvm_qplugin.recovery import recover
-
-    if recipe.recovers and samples is None:
-        raise CalibrationError(
-            f"recipe {recipe.name!r} corrects biases, rounds adaptively or equalizes, which needs samples, "
-            "and a table holds only ranges: pass calibration=samples"
-        )
-    if recipe.equalize:
-        module = equalize(module, samples or ())
-    prepared, annotation = annotated(module, recipe, profile)
-    if recipe.equalize:
-        observers = {name: table.ranges[name].observer for name in annotation.observed()}
-        table = calibrate(module, samples or (), names=list(observers), observer=observers)
-    quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
-    if not (recipe.adaptive_rounding or recipe.correct_bias):
-        return quantized
-    return recover(
-        quantized,
-        module,
-        samples or (),
-        adaptive_rounding=recipe.adaptive_rounding,
-        correct_bias=recipe.correct_bias,
-        progress=progress,
-    )
-
-
-def _check_device(recipe: Recipe, profile: TargetProfile) -> None:
-    if profile.artifact == "tflite":
-        raise RecipeError(
-            f"recipe {recipe.name!r} computes in float, and {profile.name} runs integers: use recipe "
-            f"{profile.recipe!r}, or leave the target out for a file for any LiteRT"
-        )
-
-
 def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
     """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
     if io != "float":
@@ -331,11 +154,13 @@ def is_quantized(module: IRModule) -> bool:
 
 
 def int8_pipeline(**options: Any) -> tvm.transform.Pass:
-    """What ``relax.get_pipeline("qplugin.int8", **options)`` returns: see ``quantize_module``.
+    """What ``relax.get_pipeline("qplugin.int8", **options)`` returns: see ``quantizer.quantize_module``.
 
     A module that is quantized already is only lowered; a float one needs ``calibration``. RecipeError
     for an option that is not known.
     """
+    from tvm_qplugin.quantizer import quantize_module
+
     known = set(inspect.signature(quantize_module).parameters) - {"module"}
     if unknown := set(options) - known:
         raise RecipeError(f"unknown option {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")

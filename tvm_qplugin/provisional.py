@@ -10,7 +10,7 @@ from tvm.ir import IRModule
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.samples import inputs_of
 
 SAMPLES = 4

@@ -104,7 +104,8 @@ class Quantization:
         from tvm_qplugin.api import dumping, recipe_of
         from tvm_qplugin.best import Split
         from tvm_qplugin.passes.quantize_io import QuantizeIO
-        from tvm_qplugin.pipeline import check_accuracy, is_quantized, quantize_module
+        from tvm_qplugin.pipeline import is_quantized
+        from tvm_qplugin.quantizer import check_accuracy, quantize_module
 
         check_accuracy(self.accuracy, self.recipe)
         io = self.profile.io if io is None else io
@@ -145,7 +146,7 @@ class Quantization:
     def _estimated(self, module: IRModule, model: Path, io: str) -> IRModule:
         """The quantized module with ranges from batch norms."""
         from tvm_qplugin.data_free import DATA_FREE, WARNING
-        from tvm_qplugin.pipeline import quantize_module
+        from tvm_qplugin.quantizer import quantize_module
 
         with step("estimating ranges", spin=False):
             module = quantize_module(

@@ -17,7 +17,7 @@ from tvm_qplugin.passes.dense_on_rows import DenseOnRows
 from tvm_qplugin.passes.equal_dilation import EqualDilation
 from tvm_qplugin.passes.leaky_to_prelu import LeakyToPRelu
 from tvm_qplugin.passes.split_mean import SplitMean
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.simulator import simulate
 
 Make = Callable[[Any, Any], Any]

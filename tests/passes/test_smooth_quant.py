@@ -15,7 +15,7 @@ from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.frontend import load
 from tvm_qplugin.passes.smooth_quant import SmoothQuant, smoothable
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.smoothing import smooth
 
 Array = np.ndarray[Any, Any]

@@ -16,7 +16,7 @@ from tvm_qplugin import frontend
 from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes import ir
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.simulator import Simulator
 
 FAST, ALL = 24, 240

@@ -14,7 +14,7 @@ from tvm_qplugin import frontend
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.exporter import export_tflite, exported
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.simulator import Simulator
 
 Make = Callable[["Net"], str]

@@ -17,7 +17,7 @@ from tvm_qplugin import demo, frontend
 from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.errors import ModelError, RecipeError
 from tvm_qplugin.exporter import export_tflite, exported
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.simulator import Simulator
 
 

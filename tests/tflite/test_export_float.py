@@ -24,7 +24,7 @@ from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_a
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 from tvm_qplugin.simulator import simulate
 from tvm_qplugin.tflite.file import load
 

@@ -11,7 +11,7 @@ import pytest
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.exporter import export_tflite
-from tvm_qplugin.pipeline import quantize_module
+from tvm_qplugin.quantizer import quantize_module
 
 
 def net_of(nets: ModuleType) -> Any:
