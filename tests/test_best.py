@@ -79,7 +79,9 @@ def test_everything_is_told(found: IRModule) -> None:
     told = attempts_of(found)
     assert told is not None and told["held_back"] == 12 and not told["stopped"]
     attempts = told["attempts"]
-    assert [a["step"] for a in attempts[:6]] == ["plain", *(step.name for step in STEPS)]
+    tried = [step.name for step in STEPS if step.name != "smooth"]  # there is no norm to smooth
+    assert [a["step"] for a in attempts[:6]] == ["plain", *tried]
+    assert all(a["step"] != "smooth" for a in attempts)
     assert attempts[0]["kept"] and any(a["kept"] for a in attempts[1:])
     kept = [a for a in attempts if a["kept"]]
     assert all(0 <= a["agreement"] <= 1 and a["seconds"] > 0 for a in attempts)

@@ -10,8 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import tvm
 
+from tvm_qplugin import best
 from tvm_qplugin.api import quantize
+from tvm_qplugin.best import attempts_of
 from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.frontend import load
@@ -84,6 +87,18 @@ def test_quantized(model: onnx.ModelProto, recipe: Recipe, least: float) -> None
     assert 10 * np.log10(np.square(wanted).sum() / noise) > least
     reasons = {op.name: op.reason for op in artifact.manifest.operators if not op.integer}
     assert reasons["l0_scores"] == reasons["l1_mixed"] == ATTENTION
+
+
+def test_smoothing_is_among_what_best_tries(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(best, "STEPS", [step for step in best.STEPS if step.name == "smooth"])
+    module, samples = load(model), sentences(30)
+    found = quantize(module, calibration=samples, accuracy="best")
+    told = attempts_of(found)
+    assert told is not None and [a["step"] for a in told["attempts"]][:2] == ["plain", "smooth"]
+    assert all(not a["error"] for a in told["attempts"])
+    kept = [sample for i, sample in enumerate(samples) if i % 4 != 3]
+    again = quantize(module, recipe=told["recipe"], calibration=kept)
+    tvm.ir.assert_structural_equal(again["main"].body, found["main"].body)
 
 
 def test_what_is_integer(model: onnx.ModelProto) -> None:

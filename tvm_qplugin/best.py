@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tvm import relax
 from tvm.ir import IRModule
 
 from tvm_qplugin.console import say
@@ -17,6 +18,7 @@ from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.judge import Judge, Score
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.smooth_quant import smoothable
 from tvm_qplugin.quantizer import annotated, converted
 from tvm_qplugin.recovery import reservoir_for
 from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of
@@ -41,12 +43,14 @@ class Step:
     name: str
     about: str
     change: Mapping[str, Any]
+    applies: Callable[[relax.Function], Any] = lambda _: True
 
 
 STEPS = (
     Step("correct-bias", "every layer gets the mean output that it has in float", {"correct_bias": True}),
     Step("least-mse", "ranges with the smallest squared error", {"observer": "least_mse"}),
     Step("percentile", "ranges without the outermost values", {"observer": "percentile"}),
+    Step("smooth", "spread of channels moved into the weights behind norms", {"smooth": True}, smoothable),
     Step("equalize", "channels brought to equal range between layers", {"equalize": True}),
     Step(
         "adaptive-rounding",
@@ -139,7 +143,7 @@ def quantize_best(
     search = Search(recipe, len(held_back))
     try:
         _try(search, PLAIN, module, profile, table, samples, judge, progress)
-        for step in _open_steps(search):
+        for step in _open_steps(search, ir.main_function(module)):
             _try(search, step, module, profile, table, samples, judge, progress)
     except KeyboardInterrupt:
         if search.module is None:
@@ -150,11 +154,12 @@ def quantize_best(
     return ir.with_main_attr(search.module, ATTEMPTS, json.dumps(search.to_json()))
 
 
-def _open_steps(search: Search) -> Any:
+def _open_steps(search: Search, func: relax.Function) -> Iterator[Step]:
     """Steps that have not been tried with the recipe as it is at the moment."""
+    steps = [step for step in STEPS if step.applies(func)]
     tried: dict[str, Recipe] = {}
     for _ in range(ROUNDS):
-        for step in STEPS:
+        for step in steps:
             wanted = replace(search.recipe, **step.change)
             if wanted != search.recipe and tried.get(step.name) != search.recipe:
                 tried[step.name] = search.recipe

@@ -56,6 +56,14 @@ Equalize = Annotated[
     bool,
     typer.Option("--equalize", help="Win accuracy back: channels are brought to equal range between layers."),
 ]
+Smooth = Annotated[
+    bool,
+    typer.Option(
+        "--smooth",
+        help="Win accuracy back: in transformers, the spread of channels moves from activations into "
+        "weights (SmoothQuant).",
+    ),
+]
 Accuracy = Annotated[
     Literal["best"] | None,
     typer.Option(
@@ -117,6 +125,7 @@ def quantize(
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
     equalize: Equalize = False,
+    smooth: Smooth = False,
     accuracy: Accuracy = None,
     data_free: DataFree = False,
     workers: Workers = 1,
@@ -140,7 +149,7 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
     """
-    recovers = correct_bias or adaptive_rounding or equalize or accuracy is not None
+    recovers = correct_bias or adaptive_rounding or equalize or smooth or accuracy is not None
     if calibration is not None and table is not None and not recovers:
         raise typer.BadParameter("give --calibration or --table, not both", param_hint="--table")
     check_stage_directory(output)
@@ -160,6 +169,7 @@ def quantize(
         adaptive_rounding,
         correct_bias,
         equalize,
+        smooth,
         accuracy,
         data_free,
         workers,

@@ -63,7 +63,6 @@ def quantize_module(
     from tvm_qplugin.best import HISTOGRAM, Split, quantize_best
     from tvm_qplugin.calibrator import calibrate, model_hash
     from tvm_qplugin.data_free import DATA_FREE
-    from tvm_qplugin.smoothing import samples_of, smooth
 
     profile = find_profile(target)
     chosen, io = find_recipe(profile.recipe if recipe is None else recipe), profile.io if io is None else io
@@ -79,9 +78,6 @@ def quantize_module(
         quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
         return tvm.transform.Sequential(ending)(quantized)
     module = ir.with_main_attr(module, NORMS, None)
-    if chosen.smooth:
-        calibration = samples_of(calibration, chosen)
-        module = smooth(module, calibration, limit=limit)
     identity = model_hash(module)
     _, annotation = annotated(module, chosen, profile)
     names = annotation.observed()
@@ -130,7 +126,7 @@ def _without_data(
     from tvm_qplugin.calibrator import model_hash
     from tvm_qplugin.data_free import WARNING, data_free_table
 
-    if recipe.recovers or recipe.smooth or accuracy:
+    if recipe.recovers or accuracy:
         raise RecipeError(
             "winning accuracy back needs samples, and data-free has none: leave one of them out"
         )
@@ -171,17 +167,22 @@ def converted(
     from tvm_qplugin.calibrator import calibrate
     from tvm_qplugin.equalization import equalize
     from tvm_qplugin.recovery import recover
+    from tvm_qplugin.smoothing import smooth
 
     if recipe.recovers and samples is None:
         raise CalibrationError(
-            f"recipe {recipe.name!r} corrects biases, rounds adaptively or equalizes, which needs samples, "
-            "and a table holds only ranges: pass calibration=samples"
+            f"recipe {recipe.name!r} corrects biases, rounds adaptively, equalizes or smooths, which needs "
+            "samples, and a table holds only ranges: pass calibration=samples"
         )
+    seen = module
+    if recipe.smooth:
+        module = smooth(module, samples or ())
     if recipe.equalize:
         module = equalize(module, samples or ())
     prepared, annotation = annotated(module, recipe, profile)
-    if recipe.equalize:
-        observers = {name: table.ranges[name].observer for name in annotation.observed()}
+    if module is not seen:
+        known, observers = table.ranges, annotation.observers()
+        observers |= {name: known[name].observer for name in observers.keys() & known.keys()}
         table = calibrate(module, samples or (), names=list(observers), observer=observers)
     quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
     if not (recipe.adaptive_rounding or recipe.correct_bias):

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import tvm
 from tvm.ir import IRModule
 
 from tvm_qplugin.calibrator import calibrate
-from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.smooth_quant import SmoothQuant, smoothable
 from tvm_qplugin.samples import Sample
 
 
-def smooth(module: IRModule, samples: Sequence[Sample], *, limit: int | None = None) -> IRModule:
+def smooth(module: IRModule, samples: Sequence[Sample]) -> IRModule:
     """``SmoothQuant`` with the largest magnitudes in ``samples``; a module without such layers as it is.
 
     Raises CalibrationError for a sample that does not fit.
@@ -33,15 +29,5 @@ def smooth(module: IRModule, samples: Sequence[Sample], *, limit: int | None = N
         found = np.abs(value).reshape(-1, value.shape[-1]).max(0)
         maxima[name] = np.maximum(maxima[name], found) if name in maxima else found
 
-    calibrate(module, samples, names=names, hooks=[note], limit=limit)
+    calibrate(module, samples, names=names, hooks=[note])
     return tvm.transform.Sequential([SmoothQuant(maxima)])(module)
-
-
-def samples_of(calibration: Any, recipe: Recipe) -> list[Any]:
-    """Samples that can be read twice. Raises CalibrationError for a table, which has none."""
-    if calibration is None or isinstance(calibration, CalibrationTable):
-        raise CalibrationError(
-            f"recipe {recipe.name!r} smooths channels, which needs samples, and a table holds only ranges: "
-            "pass calibration=samples"
-        )
-    return list(calibration)

@@ -39,6 +39,7 @@ class Quantization:
     adaptive_rounding: bool = False
     correct_bias: bool = False
     equalize: bool = False
+    smooth: bool = False
     accuracy: str | None = None
     data_free: bool = False
     workers: int = 1
@@ -81,6 +82,7 @@ class Quantization:
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
             equalize=found.equalize or self.equalize,
+            smooth=found.smooth or self.smooth,
         )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:

@@ -11,12 +11,14 @@ from tvm.script import ir as I
 from tvm.script import relax as R
 
 from tvm_qplugin.builder import compile_function
+from tvm_qplugin.calibrator import calibrate
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.frontend import load
 from tvm_qplugin.passes.smooth_quant import SmoothQuant, smoothable
-from tvm_qplugin.quantizer import quantize_module
+from tvm_qplugin.quantizer import annotated, quantize_module
 from tvm_qplugin.smoothing import smooth
+from tvm_qplugin.targets import find_profile
 
 Array = np.ndarray[Any, Any]
 
@@ -68,6 +70,7 @@ class BeforeSmooth:
         return y
 
 
+SAMPLES = [np.random.default_rng(seed).normal(size=(1, 2)).astype("float32") for seed in range(5)]
 MAXIMA = {"n": np.array([16.0, 1.0], "float32")}
 
 
@@ -79,12 +82,11 @@ def test_golden(before: Any, after: Any) -> None:
 
 @pytest.mark.parametrize("mod", [Inside, Before])
 def test_the_function_stays(mod: Any) -> None:
-    samples = [np.random.default_rng(seed).normal(size=(1, 2)).astype("float32") for seed in range(5)]
     module = load(mod)
-    changed = smooth(module, samples)
+    changed = smooth(module, SAMPLES)
     with pytest.raises(ValueError, match="StructuralEqual"):
         tvm.ir.assert_structural_equal(module, changed)
-    for sample in samples:
+    for sample in SAMPLES:
         exact, found = (compile_function(m)([sample])[0] for m in (module, changed))
         np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
 
@@ -94,5 +96,8 @@ def test_only_what_is_float_until_dense_layers_read_it() -> None:
 
 
 def test_a_table_is_not_enough() -> None:
-    with pytest.raises(CalibrationError, match="smooths channels, which needs samples"):
-        quantize_module(load(Before), recipe=Recipe("mine", smooth=True))
+    module, recipe = load(Before), Recipe("mine", smooth=True)
+    names = annotated(module, recipe, find_profile("host"))[1].observed()
+    table = calibrate(module, SAMPLES, names=names)
+    with pytest.raises(CalibrationError, match="equalizes or smooths, which needs samples"):
+        quantize_module(module, recipe=recipe, calibration=table)

@@ -87,14 +87,14 @@ class Recipe:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
         if self.recovers and not self.integer:
             raise RecipeError(
-                f"recipe {self.name!r} corrects biases, rounds adaptively or equalizes, which scheme "
-                f"{self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"recipe {self.name!r} corrects biases, rounds adaptively, equalizes or smooths, which "
+                f"scheme {self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
             )
 
     @property
     def recovers(self) -> bool:
         """Whether anything is done to win accuracy back."""
-        return self.adaptive_rounding or self.correct_bias or self.equalize
+        return self.adaptive_rounding or self.correct_bias or self.equalize or self.smooth
 
     @property
     def schemes(self) -> frozenset[str]:
