@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import KERNEL, MEMBERS, REPORT, Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.once import Once
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import Stored
@@ -90,8 +91,9 @@ def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
         for layer, made in dynamic.values()
         for member in layer.members
     }
+    once = Once()
     for layer, _ in dynamic.values():
-        known[layer.members[0].name]["weight_bytes"] = layer.weight.nbytes
+        known[layer.members[0].name]["weight_bytes"] = once.bytes(layer.weight)
     entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}
 

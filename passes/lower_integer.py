@@ -13,6 +13,7 @@ from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
+from tvm_qplugin.core.once import Once
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
@@ -72,6 +73,7 @@ class _Lowering:
         self.report: list[dict[str, Any]] = []
         self.grids: dict[str, QuantParams] = {}
         self.functions: dict[str, dict[str, Any]] = {}
+        self.once = Once()
 
     def attributes(self) -> dict[str, str]:
         """What the lowered function tells about itself, as JSON by attribute."""
@@ -263,7 +265,8 @@ class _Lowering:
     def _note(self, name: str, variable: str, plan: Plan) -> None:
         kernel = plan.kernel or "movement"
         entry = _entry(name, plan.kind, kernel, plan.out.shape, "")
-        known = {"variable": variable, "weight_bytes": plan.weight_bytes, "macs": plan.macs}
+        weight_bytes = sum(map(self.once.bytes, plan.weights))
+        known = {"variable": variable, "weight_bytes": weight_bytes, "macs": plan.macs}
         self.report.append({**entry, **known})
 
 

@@ -20,7 +20,7 @@ from tvm_qplugin.passes.match_window import (
     match_resize,
     match_softmax,
 )
-from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.op_kinds import KINDS, WEIGHTED, obstacle
 from tvm_qplugin.passes.plan import Plan, Source, activation_params, requantize_plan, shift_array, stored
 from tvm_qplugin.passes.site import Bounds, Definitions, Layer, Site, geometry, weighted
 
@@ -59,7 +59,9 @@ def _operator(site: Site) -> Plan | None:
     if handler is None or obstacle(kind, _unquantized(core, site)):
         return None
     plan = handler(site, core, bounds, bias)
-    return _dense(site, core, bounds, bias) if plan is None and site.wide and kind == "dense" else plan
+    if plan is None and site.wide and kind in WEIGHTED:
+        return _HANDLERS[kind](site, core, bounds, bias)
+    return plan
 
 
 def _unquantized(core: Call, site: Site) -> Call:
@@ -139,16 +141,16 @@ def _constants(site: Site, layer: Layer) -> tuple[Array, ...] | None:
 
 
 def _conv(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    layer = weighted(site, core, bias, 0)
+    """Also of int8 with a result in int16, which is none of LiteRT's; so may be dense layers."""
+    layer = weighted(site, core, bias, 0, any_width=True)
     constants = _constants(site, layer) if layer else None
-    if layer is None or constants is None:
+    if layer is None or constants is None or layer.source.want.dtype == "int16":
         return None
     params = {**site.finish(bounds), "in_zp": int(layer.source.want.zero_point), **geometry(core)}
     return layer.plan(site, "qconv2d", params, constants)
 
 
 def _dense(site: Site, core: Call, bounds: Bounds, bias: Array | None) -> Plan | None:
-    """Also of int8 with a result in int16, which is none of LiteRT's."""
     layer = weighted(site, core, bias, 1, any_width=True)
     constants = _constants(site, layer) if layer else None
     if layer is None or constants is None or layer.source.want.dtype == "int16":

@@ -36,6 +36,9 @@ KINDS = {
 }
 """Relax operator -> kind, as recipes, reports and profiles name it."""
 
+WEIGHTED = ("conv2d", "dense")
+"""Kinds whose operands may be narrower than their result."""
+
 MOVEMENT = frozenset(
     {"concat", "pad", "reshape", "permute_dims", "strided_slice", "split", "split_item", "take"}
 )

@@ -64,9 +64,9 @@ class Plan:
     result: QuantParams | None = None
 
     @property
-    def weight_bytes(self) -> int:
-        """Bytes of int8 weights."""
-        return sum(array.nbytes for array in self.constants if array.dtype == "int8" and array.ndim > 1)
+    def weights(self) -> list[Array]:
+        """The int8 weights."""
+        return [array for array in self.constants if array.dtype == "int8" and array.ndim > 1]
 
 
 def activation_params(call: Call) -> QuantParams | None:

@@ -12,10 +12,7 @@ from tvm_qplugin.core.attrs import STEPS
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import MOVEMENT, obstacle16
-
-WEIGHTED = ("conv2d", "dense")
-"""Kinds whose operands may be narrower than their result."""
+from tvm_qplugin.passes.op_kinds import MOVEMENT, WEIGHTED, obstacle16
 
 FRONT = "it comes before a recurrent cell, whose state sums up its errors; a rule of a recipe can ask for it"
 

@@ -11,6 +11,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
+from tvm_qplugin.schedules.x86_epilogue16 import WideEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_int16 import implement16
 from tvm_qplugin.schedules.x86_isa import Isa
@@ -71,8 +72,12 @@ class Plan:
                 fill_in=zero if geometry.scratch else 0, fill_out=finish.zero_point if geometry.halo else 0
             ),
         )
-        epilogue = (ResidualEpilogue if "add" in call.params else IntegerEpilogue)(call.out.dtype)
-        return implement(call, self.isa, geometry, tile, epilogue, constants)
+        return implement(call, self.isa, geometry, tile, self._epilogue(), constants)
+
+    def _epilogue(self) -> IntegerEpilogue:
+        if self.call.out.dtype == "int16":
+            return WideEpilogue("int16")
+        return (ResidualEpilogue if "add" in self.call.params else IntegerEpilogue)(self.call.out.dtype)
 
     def _finishing(self, finish: Requantization) -> dict[str, Array]:
         """The sections that the epilogue reads beside ``scale``."""
@@ -95,7 +100,9 @@ def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     weighted = range(1, 4 if "add" in call.params else len(call.args))
     if call.name not in kernels or any(i not in call.constants for i in weighted):
         return False
-    if (call.args[0].dtype == "int16") != (call.out.dtype == "int16"):
+    if call.args[0].dtype == "int16" and call.out.dtype != "int16":
+        return False
+    if "add" in call.params and call.out.dtype == "int16":
         return False
     dtypes = (call.args[1].dtype, call.out.dtype)
     return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))

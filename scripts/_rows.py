@@ -103,10 +103,10 @@ class Row:
         return Check("calibrate + quantize + build", text, "< 90 s, < 2 GB", held)
 
     def _accuracy(self, model: RealModel) -> list[Check]:
-        found = []
-        if model.max_drop is not None:
-            text, limit = f"{self.drop:+.2f} points", f"<= {model.max_drop}"
-            found.append(Check("drop", text, limit, self.drop <= model.max_drop + 1e-9))
+        found, most = [], model.drop_limit(self.options.recipe)
+        if most is not None:
+            text, limit = f"{self.drop:+.2f} points", f"<= {most}"
+            found.append(Check("drop", text, limit, self.drop <= most + 1e-9))
         if self.options.samples is None:
             off = abs(self.float_metric - model.reference.float_metric)
             text, limit = f"{self.float_metric:.3f}", f"{model.reference.float_metric} as in DATA.md"

@@ -32,6 +32,8 @@ from tvm_qplugin import frontend
 from tvm_qplugin.api import quantize
 from tvm_qplugin.artifact import Artifact
 from tvm_qplugin.builder import Runner, build, compile_function
+from tvm_qplugin.core.manifest import OperatorInfo
+from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.measure import peak_bytes, reset_peak
 from tvm_qplugin.samples import fit_sample, inputs_of
 from tvm_qplugin.simulator import Simulator
@@ -76,9 +78,16 @@ def _prepare(model: RealModel, options: Options) -> tuple[Row, IRModule, Artifac
         float_bytes=model.path.stat().st_size,
         calibrated=sum(1 for _ in islice(model.calibration, options.calibration)),
         integer_operators=sum(op.integer for op in manifest.operators),
-        islands={op.name: f"{op.op}: {op.reason}" for op in manifest.operators if not op.integer},
+        islands={op.name: f"{op.op}: {op.reason}" for op in _judged(artifact) if not op.integer},
     )
     return row, quantized, artifact
+
+
+def _judged(artifact: Artifact) -> list[OperatorInfo]:
+    """The operators that a recipe is to make integer: in schemes that give floats, those with weights."""
+    operators, recipe = artifact.manifest.operators, artifact.manifest.recipe
+    whole = Recipe.from_json(recipe).integer
+    return [op for op in operators if whole or op.op in ("conv2d", "dense")]
 
 
 def _saved_bytes(artifact: Artifact) -> int:

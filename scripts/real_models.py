@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -94,8 +94,8 @@ class RealModel:
     """One entry of the table. ``metric`` is a key of ``_metrics.METRICS``.
 
     ``label_offset`` is added to a label to give the output's index; ``labels`` are those of the outputs,
-    where they are in another order. ``max_drop`` in points (None: report only), ``max_extra`` in bytes: code
-    and manifest beside the weights. ``islands`` are the float operators that are known and named.
+    where they are in another order. ``max_drop`` in points (None: report only), ``drops`` those of recipes
+    with a limit of their own. ``max_extra`` in bytes: code and manifest beside the weights. ``islands`` are the float operators that are known and named.
     ``tflite`` is the same net in int8 by TFLite's converter.
     """
 
@@ -107,6 +107,7 @@ class RealModel:
     label_offset: int = 0
     labels: tuple[int, ...] = ()
     max_drop: float | None = 0.7
+    drops: Mapping[str, float] = field(default_factory=dict)
     max_extra: int = 400_000
     islands: tuple[str, ...] = ()
     tflite: str | None = None
@@ -121,6 +122,10 @@ class RealModel:
     def tflite_path(self) -> Path | None:
         """LiteRT's int8 file of the same net."""
         return None if self.tflite is None else data_root() / "models" / "tflite" / self.tflite
+
+    def drop_limit(self, recipe: str) -> float | None:
+        """The largest drop that a recipe may have, in points."""
+        return self.drops.get(recipe, self.max_drop)
 
     def evaluation(self, limit: int | None = None) -> Iterator[tuple[Array, Any]]:
         """Samples of the dev set with the index, mask, boxes or array that the output should show."""
@@ -219,6 +224,7 @@ _TABLE = (
 
 _TABLES = 1_000_000
 """Of int16 sigmoid and tanh: 65,536 entries each."""
+_DROPS = {"dynamic": 0.2, "int16x8": 0.1}
 _KEYWORDS = (10, 11, 9, 3, 8, 0, 2, 6, 5, 4, 7, 1)
 _TABLE += (
     RealModel(
@@ -229,6 +235,7 @@ _TABLE += (
         Reference(86.52, 0.05),
         labels=_KEYWORDS,
         max_drop=0.5,
+        drops=_DROPS,
         max_extra=_TABLES,
     ),
     RealModel(
@@ -239,6 +246,7 @@ _TABLE += (
         Reference(88.06, 0.05),
         labels=_KEYWORDS,
         max_drop=0.5,
+        drops=_DROPS,
         islands=("conv_out_conv2d", "conv_out", "relu_1", "gru0_out_0_inputs_reshape"),
         max_extra=_TABLES,
         about="what comes before the recurrent cells stays in float",
@@ -250,6 +258,7 @@ _TABLE += (
         Samples("mnist_dev.npz", "unit", "y"),
         Reference(97.40, 0.05, note="LiteRT int8: 97.47"),
         max_drop=0.5,
+        drops=_DROPS,
         max_extra=_TABLES,
     ),
 )

@@ -202,6 +202,15 @@ def test_limits(change, missed):
     assert ("MISSED" in _rows.cells(row)[-1] or "FAIL" in _rows.cells(row)[-1]) is bool(missed)
 
 
+def test_recipes_may_have_drops_of_their_own():
+    cell = replace(GOOD, model="mnist_lstm", float_metric=97.4, float_bytes=0, drop=0.15)
+    held = {
+        recipe: all(check.held for check in replace(cell, options=_rows.Options(recipe=recipe)).checks())
+        for recipe in ("int8", "dynamic", "int16x8")
+    }
+    assert held == {"int8": True, "dynamic": True, "int16x8": False}
+
+
 def test_rows_are_kept_and_used_under_equal_options(tmp_path):
     path = tmp_path / "rows.json"
     _rows.Kept(path, fresh=False).add(GOOD)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_qplugin.core.errors import ArtifactError, ModelError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo
+from tvm_qplugin.core.once import Once
 from tvm_qplugin.store import MANIFEST, read_manifest, verify
 
 if TYPE_CHECKING:
@@ -141,9 +142,9 @@ def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[Operator
 
     func = ir.main_function(module)
     reasons = json.loads(str((func.attrs or {}).get(REASONS, "{}")))
-    sizes: dict[str, int] = {}
+    sizes, once = dict[str, int](), Once()
     for (name, _), stored in stored_arguments(func).items():
-        sizes[name] = sizes.get(name, 0) + stored.array.nbytes
+        sizes[name] = sizes.get(name, 0) + once.bytes(stored.array)
     default = f"computed in float32 (scheme {scheme})" if scheme else None
     return tuple(
         op
@@ -174,7 +175,7 @@ def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[O
     from tvm_qplugin.passes.op_kinds import macs_of
 
     values = {var.name: (var, value) for var, value in ir.bindings(ir.main_function(module))}
-    found = []
+    found, once = [], Once()
     for op in annotation_of(module, recipe, profile).operators.values():
         parts = [values[name] for name in op.members]
         shapes = [part[0].ty for part in parts if part[0].name == op.output]
@@ -187,18 +188,18 @@ def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[O
                 op.integer,
                 op.reason or None,
                 shape,
-                sum(_constant_bytes(value) for _, value in parts),
+                sum(_constant_bytes(value, once) for _, value in parts),
                 sum(macs_of(var, value) for var, value in parts),
             )
         )
     return tuple(found)
 
 
-def _constant_bytes(value: Any) -> int:
+def _constant_bytes(value: Any, once: Once) -> int:
     from tvm_qplugin.passes import ir
 
     arrays = [ir.const_value(arg) for arg in getattr(value, "args", ())]
-    return sum(array.nbytes for array in arrays if array is not None and array.ndim)
+    return sum(once.bytes(array) for array in arrays if array is not None and array.ndim)
 
 
 def _is_stage(source: Path) -> bool:

@@ -141,6 +141,13 @@ def test_steps_are_the_same_kernels() -> None:
     assert len(kernels) < 30
 
 
+@pytest.mark.parametrize("recipe", ["int8", "int16x8"])
+def test_steps_count_their_weights_once(recipe: str) -> None:
+    _, artifact = made("LSTM", recipe)
+    products = INPUTS * 4 * HIDDEN + HIDDEN * 4 * HIDDEN + HIDDEN * CLASSES
+    assert artifact.manifest.sizes["weights"] == products
+
+
 def test_only_cells_are_wide_and_only_for_cpus() -> None:
     mod = load(sequence_model("GRU"))
     for wide in (True, False):

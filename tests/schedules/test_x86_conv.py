@@ -169,6 +169,13 @@ def has_output(p: Mapping[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("isa", INTEGER)
+@pytest.mark.parametrize("factor", [1.0, 300.0, 1e9])
+@pytest.mark.parametrize("out_channels", [5, 48])
+def test_bytes_to_int16(isa: str, factor: float, out_channels: int) -> None:
+    check(isa, out_channels=out_channels, out_dtype="int16", out_zp=0, factor=factor, out_halo=(0, 1, 2, 0))
+
+
+@pytest.mark.parametrize("isa", INTEGER)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
 @given(problem=problems())
 def test_any_convolution_equals_the_oracle(isa: str, problem: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,20 @@ def test_left_to_others() -> None:
     assert len(x86_dense.candidates(call, target_of("avx2"))) > 4
 
 
+@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize(("shape", "features"), [((1, 20), 80), ((1, 214), 856), ((3, 2, 9), 13)])
+@pytest.mark.parametrize("factor", [0.3, 200.0, 1e7])
+def test_bytes_to_int16(isa: str, shape: tuple[int, ...], features: int, factor: float) -> None:
+    """Small, saturating, and beyond int32 before the clamp."""
+    narrow, x, _ = integer_call(shape, features, "uint8", "uint8", 131, 0, 5)
+    weight, bias, scale = (narrow.constants[i] for i in (1, 2, 3))
+    params = {"in_zp": 131, "out_zp": 0, "lo": -32768, "hi": 32767}
+    call, x, expected = finish("qdense", params, x, [weight, bias, np.float32(factor) * scale], "int16")
+    np.testing.assert_array_equal(run(call, x, isa), expected)
+
+
 @pytest.mark.parametrize("isa", TARGETS)
-def test_bytes_to_int16_are_left_to_others(isa: str) -> None:
-    call, _, _ = integer_call((2, 64), 32, "uint8", "int16", 0, 0, 0)
-    assert x86_dense.rule(call, target_of(isa)) is None
+def test_int16_to_bytes_is_left_to_others(isa: str) -> None:
+    call, _, _ = integer_call((2, 64), 32, "uint8", "uint8", 0, 0, 0)
+    wide = replace(call, args=(replace(call.args[0], dtype="int16"), *call.args[1:]))
+    assert x86_dense.rule(wide, target_of(isa)) is None

@@ -40,7 +40,8 @@ class OperatorInfo:
     """One operator of the compiled model.
 
     ``kernel`` is None for what is not one of our kernels; ``reason`` says why it is not integer.
-    ``shape`` is that of the output, ``weight_bytes`` what its constants take, ``macs`` multiply-adds.
+    ``shape`` is that of the output, ``weight_bytes`` what its constants take that no operator
+    before it has (unrolled cells share theirs), ``macs`` multiply-adds.
     """
 
     name: str
