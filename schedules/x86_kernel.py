@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_int16 import implement16
-from tvm_qplugin.schedules.x86_isa import Isa
+from tvm_qplugin.schedules.x86_isa import AVX2, PAIRS, Isa
 from tvm_qplugin.schedules.x86_pack import (
     Requantization,
     fold_zero_point,
@@ -21,8 +22,11 @@ from tvm_qplugin.schedules.x86_pack import (
     pack_weights,
     requantization,
 )
+from tvm_qplugin.schedules.x86_pairs import chained, multiplies
 from tvm_qplugin.schedules.x86_residual import ResidualEpilogue, residual_sections
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
+
+WIDENED = 1.2  # what a multiplication of int16 costs, beside one of bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Plan:
             return None
         finish = requantization(call.params, call.out.dtype, weights, bias, factor)
         constants = Constants.join(
-            weights=pack_weights(weights, geometry),
+            **self._packed(weights),
             bias=pack_channels(bias, geometry),
             scale=pack_channels(factor, geometry),
             **self._finishing(finish),
@@ -73,6 +77,11 @@ class Plan:
         )
         epilogue = (ResidualEpilogue if "add" in call.params else IntegerEpilogue)(call.out.dtype)
         return implement(call, self.isa, geometry, tile, epilogue, constants)
+
+    def _packed(self, weights: Array) -> dict[str, Array]:
+        if self.isa.chain:
+            return chained(weights, self.geometry, self.isa.chain).sections()
+        return {"weights": pack_weights(weights, self.geometry)}
 
     def _finishing(self, finish: Requantization) -> dict[str, Array]:
         """The sections that the epilogue reads beside ``scale``."""
@@ -88,6 +97,16 @@ class Plan:
             weights=pack_weights(weights, geometry), bias=pack_channels(bias, geometry)
         )
         return implement(call, self.isa, geometry, tile, epilogue, constants)
+
+
+def with_pairs(plan: Plan, geometry: Callable[[KernelCall, Isa], Geometry]) -> Plan:
+    """A plan for AVX2, or that with chains of byte pairs where it takes less time for multiplications."""
+    call = plan.call
+    if plan.isa is not AVX2 or call.args[0].dtype != "uint8":
+        return plan
+    pairs = Plan(call, PAIRS, geometry(call, PAIRS))
+    cost = pairs.geometry.steps * multiplies(np.asarray(call.constants[1]), pairs.geometry, PAIRS.chain)
+    return pairs if cost < WIDENED * plan.geometry.steps else plan
 
 
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
