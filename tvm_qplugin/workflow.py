@@ -43,6 +43,7 @@ class Quantization:
     data_free: bool = False
     workers: int = 1
     cluster: str | None = None
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -81,6 +82,7 @@ class Quantization:
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
             equalize=found.equalize or self.equalize,
+            reduce_range=found.reduce_range or self.reduce_range,
         )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:
