@@ -70,6 +70,18 @@ I16_AVX2 = replace(AVX2, name="i16_avx2", source=None, weights="int16")
 INTEGER16 = (I16_512, I16_256, I16_AVX2)
 TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, PAIRS, F32_512, F32_256, *INTEGER16)}
 
+INSTRUCTIONS = {
+    "vnni512": "vpdpbusd, 512 bits",
+    "avxvnni256": "vpdpbusd, 256 bits",
+    "avx2": "vpmaddwd, 256 bits",
+    "avx2_pairs": "vpmaddubsw, 256 bits",
+    "f32_512": "FMA, 512 bits",
+    "f32_256": "FMA, 256 bits",
+    "i16_512": "vpdpwssd, 512 bits",
+    "i16_256": "vpdpwssd, 256 bits",
+    "i16_avx2": "vpmaddwd, 256 bits",
+}
+
 
 def supports(isa: Isa, target: tvm.target.Target) -> bool:
     """Whether the target has one of the sets of features that ``isa`` needs."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.core.attrs import INSTRUCTION, Implementation, KernelCall
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_int16 import implement16
-from tvm_qplugin.schedules.x86_isa import AVX2, PAIRS, Isa
+from tvm_qplugin.schedules.x86_isa import AVX2, INSTRUCTIONS, PAIRS, Isa
 from tvm_qplugin.schedules.x86_pack import (
     Requantization,
     fold_zero_point,
@@ -26,6 +26,7 @@ from tvm_qplugin.schedules.x86_pairs import chained, multiplies
 from tvm_qplugin.schedules.x86_residual import ResidualEpilogue, residual_sections
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
 
+TOO_LARGE = ": its weights are too large for vpmaddubsw"
 WIDENED = 1.2  # what a multiplication of int16 costs, beside one of bytes
 
 
@@ -51,6 +52,16 @@ class Plan:
 
     def implement(self, tile: Tile) -> Implementation | None:
         """Pack the constants and generate; None when the folded bias does not fit int32."""
+        found = self._implemented(tile)
+        return found and replace(found, func=found.func.with_attr(INSTRUCTION, self.instruction))
+
+    @property
+    def instruction(self) -> str:
+        """What it multiplies with, and whether weights forbid a faster one."""
+        large = self.isa is AVX2 and self.call.args[0].dtype == "uint8"
+        return INSTRUCTIONS[self.isa.name] + large * TOO_LARGE
+
+    def _implemented(self, tile: Tile) -> Implementation | None:
         if self.isa.accumulator == "float32":
             return self._implement_float(tile)
         if self.isa.weights == "int16":

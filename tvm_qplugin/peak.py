@@ -13,24 +13,13 @@ from tvm.script.ir_builder import IRBuilder
 
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules import x86_isa
-from tvm_qplugin.schedules.x86_isa import AVX2, PAIRS, Buffer, Expr, Isa, T
+from tvm_qplugin.schedules.x86_isa import AVX2, INSTRUCTIONS, PAIRS, Buffer, Expr, Isa, T
 from tvm_qplugin.targets import find_profile, tvm_target
 
 STEPS = 100_000
 RUNS = 20
 VECTORS = 2
 ROWS = 4
-INSTRUCTIONS = {
-    "vnni512": "vpdpbusd, 512 bits",
-    "avxvnni256": "vpdpbusd, 256 bits",
-    "avx2": "vpmaddwd, 256 bits",
-    "avx2_pairs": "vpmaddubsw, 256 bits",
-    "f32_512": "FMA, 512 bits",
-    "f32_256": "FMA, 256 bits",
-    "i16_512": "vpdpwssd, 512 bits",
-    "i16_256": "vpdpwssd, 256 bits",
-    "i16_avx2": "vpmaddwd, 256 bits",
-}
 
 
 @dataclass(frozen=True)
