@@ -53,18 +53,19 @@ def demand(steps: Array) -> Array:
 
 
 def halved(steps: Array) -> Array:
-    """``steps`` [..., lanes, 4] as [..., 2, lanes, 4]: pairs that do not fit an int16 in halves."""
+    """``steps`` [..., n, lanes, 4] as [..., 2 * n, lanes, 4], two each: pairs that fit no int16 in halves."""
     pairs = steps.reshape(*steps.shape[:-1], 2, 2)
     wide = pairs.astype("int16")
     above, below = np.maximum(wide, 0).sum(-1), np.minimum(wide, 0).sum(-1)
     large = (above > LIMIT) | (below < -LIMIT)
     half = np.where(large[..., None], wide // 2, 0).astype("int8").reshape(steps.shape)
-    return np.stack([steps - half, half], -3)
+    both = np.stack([steps - half, half], -3)
+    return both.reshape(*steps.shape[:-3], -1, *steps.shape[-2:])
 
 
 def chained(weights: Array, geometry: Geometry, longest: int) -> Chains:
     """The packed weights of a kernel; ``weights`` as ``pack_weights``'."""
-    steps = _blocks(weights, geometry)
+    steps = halved(_steps(weights, geometry))
     chain = arranged(steps, longest)
     block, step = np.nonzero(chain >= 0)
     names = chain[block, step]
@@ -84,17 +85,16 @@ def chained(weights: Array, geometry: Geometry, longest: int) -> Chains:
 
 def multiplies(weights: Array, geometry: Geometry, longest: int) -> float:
     """Multiply instructions for each step, estimated from some steps of some vectors of channels."""
-    steps = _blocks(weights, geometry)
-    some = steps[:: max(1, len(steps) // SAMPLED_BLOCKS), : 2 * SAMPLED_STEPS]
-    chain = arranged(some, longest)
-    return float(((chain >= 0).sum() + (chain.max(1) + 1).sum()) / (len(some) * some.shape[1] / 2))
+    steps = _steps(weights, geometry)
+    some = steps[:: max(1, len(steps) // SAMPLED_BLOCKS), :SAMPLED_STEPS]
+    chain = arranged(halved(some), longest)
+    return float(((chain >= 0).sum() + (chain.max(1) + 1).sum()) / (len(some) * some.shape[1]))
 
 
-def _blocks(weights: Array, g: Geometry) -> Array:
-    """``[groups * blocks, 2 * steps, lanes, depth]``, steps as ``halved``."""
+def _steps(weights: Array, g: Geometry) -> Array:
+    """``[groups * blocks, steps, lanes, depth]``."""
     steps = in_steps(weights, g).reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth)
-    both = halved(steps.transpose(0, 2, 1, 3))
-    return both.reshape(len(both), -1, g.lanes, g.depth)
+    return steps.transpose(0, 2, 1, 3)
 
 
 def arranged(steps: Array, longest: int) -> Array:
