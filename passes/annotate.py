@@ -87,7 +87,9 @@ class Annotate:
             reason = self.explain(op.kind) or ""
         weight = None
         if op.kind in _CHANNELS and not reason:
-            weight = replace(WEIGHT, axis=_CHANNELS[op.kind] if choice.per_channel else None)
+            axis = _CHANNELS[op.kind] if choice.per_channel else None
+            reduced = choice.reduce_range and choice.scheme == "int8" and op.kind != "prelu"
+            weight = replace(WEIGHT, axis=axis, reduced=reduced)
         scheme = choice.scheme if choice.scheme in SCHEMES else op.scheme
         return replace(op, integer=not reason, reason=reason, weight=weight, scheme=scheme)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import tvm
 from tvm import relax
@@ -27,6 +27,7 @@ from tvm_qplugin.core.spec import (
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.op_kinds import bias_of, divides_by_number
 from tvm_qplugin.passes.plan import REASONS
+from tvm_qplugin.passes.quantize_dynamic import is_depthwise
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -160,9 +161,10 @@ class _Insertion:
     def _weighted(self, var: relax.Var, new: Call, op: OpAnnotation) -> Call:
         """Replace the weight of a conv or dense, or the bias in the addition behind it."""
         assert op.weight is not None
+        spec = replace(op.weight, reduced=op.weight.reduced and not is_depthwise(new))
         scale = self.params[self.annotation.key(op, op.inputs[0])].scale
         if var.name == op.members[0]:
-            weight, params = quantize_weight(new.args[1].value.numpy(), op.weight, self._bias(op), scale)
+            weight, params = quantize_weight(new.args[1].value.numpy(), spec, self._bias(op), scale)
             self.weights[op.output] = params
             return _with_args(new, [new.args[0], self._constant(f"{op.output}_weight", weight, params)])
         product = self.by_name[op.members[0]]

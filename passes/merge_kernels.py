@@ -11,7 +11,7 @@ from tvm import relax, tirx
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import CALLS, KERNEL, MERGED, PARAMS, TUNED, encode_params
+from tvm_qplugin.core.attrs import CALLS, INSTRUCTION, KERNEL, MERGED, PARAMS, TUNED, encode_params
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
 from tvm_qplugin.passes.merged_function import Step, merged_function
@@ -136,5 +136,9 @@ class _Merger:
         operators = Operators(self.func)
         largest = max(run, key=lambda call: operators.macs(call.names))
         tags = {SCHEDULED: True, KERNEL: MERGED, PARAMS: encode_params({"dtype": largest.dtype})}
-        tuned = any(TUNED in (self.mod[call.value.args[0]].attrs or {}) for call in run)
-        return {**tags, TUNED: True} if tuned else tags
+        attrs = [self.mod[call.value.args[0]].attrs or {} for call in run]
+        if any(TUNED in found for found in attrs):
+            tags[TUNED] = True
+        if used := dict.fromkeys(str(found[INSTRUCTION]) for found in attrs if INSTRUCTION in found):
+            tags[INSTRUCTION] = "; ".join(used)
+        return tags

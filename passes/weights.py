@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, QuantParams
-from tvm_qplugin.core.spec import QuantSpec
+from tvm_qplugin.core.spec import REDUCED, QuantSpec
 
 _BIAS_HEADROOM = 2.0**30
 
@@ -15,8 +15,8 @@ def quantize_weight(
 ) -> tuple[Array, QuantParams]:
     """int8 weight and its parameters (TFLite: symmetric, [-127, 127], one scale per output channel).
 
-    A channel whose scale is so small that its bias would not fit int32 gets a larger one; a channel
-    of zeros takes the largest scale of the others.
+    Within [-64, 64] where ``spec`` is reduced. A channel whose scale is so small that its bias would not fit
+    int32 gets a larger one; a channel of zeros takes the largest scale of the others.
     """
     others = tuple(i for i in range(weight.ndim) if i != spec.axis)
     bound = np.abs(weight).max(axis=others if spec.axis is not None else None)
@@ -27,8 +27,8 @@ def quantize_weight(
         needed = np.abs(bias.astype("float64")) / (float(s_in) * _BIAS_HEADROOM)
         scale = np.maximum(scale, needed if spec.axis is not None else needed.max())
     params = QuantParams.of(scale, 0, spec.dtype, spec.axis)
-    lo, hi = INTEGER_RANGE[spec.dtype]
-    return np.clip(params.quantize(weight), lo + int(spec.narrow), hi), params
+    lo, hi = (-REDUCED, REDUCED) if spec.reduced else INTEGER_RANGE[spec.dtype]
+    return np.clip(params.quantize(weight), lo + int(spec.narrow and not spec.reduced), hi), params
 
 
 def quantize_bias(bias: Array, s_in: Array, weight: QuantParams) -> tuple[Array, QuantParams]:

@@ -7,7 +7,7 @@ import tvm
 from tvm_qplugin.core.attrs import Implementation, KernelCall
 from tvm_qplugin.schedules.x86_geometry import Axis, Geometry, Scratch
 from tvm_qplugin.schedules.x86_isa import Isa, select_isa
-from tvm_qplugin.schedules.x86_kernel import Plan, computable
+from tvm_qplugin.schedules.x86_kernel import Plan, computable, with_pairs
 from tvm_qplugin.schedules.x86_tiles import Tile
 
 KERNELS = ("qdense", "qdense16", "fdense")
@@ -15,19 +15,19 @@ KERNELS = ("qdense", "qdense16", "fdense")
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
     """The kernel with the default tile; None when another rule or the portable kernel must serve."""
-    found = plan(call, target)
+    found = fastest(call, target)
     return None if found is None else found.implement(found.default())
 
 
 def with_tile(call: KernelCall, target: tvm.target.Target, tile: Tile) -> Implementation | None:
     """The kernel with a given tile; None as ``rule``."""
-    found = plan(call, target)
+    found = fastest(call, target)
     return None if found is None else found.implement(tile)
 
 
 def candidates(call: KernelCall, target: tvm.target.Target) -> list[Tile]:
     """Tiles worth measuring, the default first; empty when the rule does not apply."""
-    found = plan(call, target)
+    found = fastest(call, target)
     return [] if found is None else found.candidates()
 
 
@@ -37,6 +37,12 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Plan | None:
         return None
     isa = select_isa(call.args[0].dtype, target)
     return None if isa is None else Plan(call, isa, dense_geometry(call, isa))
+
+
+def fastest(call: KernelCall, target: tvm.target.Target) -> Plan | None:
+    """``plan``, with bytes in pairs where the weights make that faster."""
+    found = plan(call, target)
+    return None if found is None else with_pairs(found, dense_geometry)
 
 
 def dense_geometry(call: KernelCall, isa: Isa) -> Geometry:

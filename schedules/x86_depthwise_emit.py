@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.attrs import INSTRUCTION, Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.primfunc import arguments, function
 from tvm_qplugin.schedules.x86_border import fill_halo
@@ -14,7 +14,7 @@ from tvm_qplugin.schedules.x86_depthwise_plan import unit_size
 from tvm_qplugin.schedules.x86_depthwise_stage import stage_rows
 from tvm_qplugin.schedules.x86_depthwise_tile import Buffers, Kernel, Spot, emit_max_tile, emit_tile
 from tvm_qplugin.schedules.x86_geometry import Halo
-from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Index, T
+from tvm_qplugin.schedules.x86_isa import INSTRUCTIONS, Buffer, Expr, Index, T
 
 # A parallel launch costs about 1.6 us: as long as so many multiply instructions take two cores.
 SERIAL_INSTRUCTIONS = 12_500
@@ -27,7 +27,10 @@ def implement(call: KernelCall, kernel: Kernel, constants: Constants) -> Impleme
     with function(call) as builder:
         x, *packed, y = arguments(specs)
         chunks(kernel, Buffers(x, constants.reader(packed[0] if packed else None), y))
-    return Implementation(builder.get(), (0, *data))
+    func = builder.get()
+    if not kernel.maximum:
+        func = func.with_attr(INSTRUCTION, INSTRUCTIONS[kernel.isa.name])
+    return Implementation(func, (0, *data))
 
 
 def chunks(k: Kernel, buffers: Buffers) -> None:

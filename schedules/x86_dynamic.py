@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import tvm
 
-from tvm_qplugin.core.attrs import Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.attrs import INSTRUCTION, Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.dynamic import is_depthwise
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.primfunc import arguments, function
@@ -22,7 +22,7 @@ from tvm_qplugin.schedules.x86_dynamic_depthwise import depthwise
 from tvm_qplugin.schedules.x86_dynamic_emit import DynamicEpilogue, quantized_image, quantized_rows
 from tvm_qplugin.schedules.x86_emit import walk
 from tvm_qplugin.schedules.x86_geometry import Geometry
-from tvm_qplugin.schedules.x86_isa import Isa, select_isa
+from tvm_qplugin.schedules.x86_isa import INSTRUCTIONS, Isa, select_isa
 from tvm_qplugin.schedules.x86_pack import INT32_MAX, pack_channels, pack_weights
 from tvm_qplugin.schedules.x86_reduce import Kernel
 from tvm_qplugin.schedules.x86_tiles import default_tile
@@ -95,4 +95,5 @@ def _implement(call: KernelCall, isa: Isa, g: Geometry, constants: Constants) ->
             codes, grid = quantized_image(isa, g.scratch, source, call.args[0])
         epilogue = DynamicEpilogue(call.params.get("lo"), call.params.get("hi"), grid, call.out, by_row)
         walk(Kernel(isa, tile, g, codes, "uint8", constants.reader(data), out), epilogue)
-    return Implementation(builder.get(), (0, constants.data))
+    func = builder.get().with_attr(INSTRUCTION, INSTRUCTIONS[isa.name])
+    return Implementation(func, (0, constants.data))

@@ -195,7 +195,11 @@ def _tile(k: Kernel, spot: Spot, epilogue: Epilogue, place: Expr, tiles: int) ->
 def _ahead(k: Kernel, spot: Spot, place: Expr, tiles: int) -> Spot:
     """The tile with its share of the next channels' weights to prefetch, if weights are read in turn."""
     g, step = k.geometry, k.isa.lanes * k.isa.depth
-    if k.tile.order != "om" or g.weight_bytes < (SINGLE_BYTES if tiles == 1 else PREFETCHED_BYTES):
+    if (
+        k.isa.chain
+        or k.tile.order != "om"
+        or g.weight_bytes < (SINGLE_BYTES if tiles == 1 else PREFETCHED_BYTES)
+    ):
         return spot
     size = spot.vectors * g.steps * step
     stride = -(-size // (tiles * g.steps))

@@ -47,7 +47,8 @@ class Geometry:
     ``pixels`` has the axes of the output outermost first, merged where both buffers allow it. The
     reduction is ``taps`` (outer loops) around ``span`` contiguous elements, taken ``depth`` at a time;
     when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again, or
-    (``folds``) the single elements left over from up to ``depth`` taps are gathered into one step.
+    (``folds``, only if ``foldable``) the single elements left over from up to ``depth`` taps are gathered
+    into one step.
     """
 
     pixels: tuple[Axis, ...]
@@ -62,6 +63,7 @@ class Geometry:
     out_origin: int = 0
     scratch: Scratch | None = None
     halo: Halo | None = None
+    foldable: bool = True
 
     @property
     def full_steps(self) -> int:
@@ -71,7 +73,8 @@ class Geometry:
     @property
     def folds(self) -> bool:
         """Whether each tap leaves one element over (three channels), worth gathering across the taps."""
-        return self.depth == 4 and self.span % 4 == 1 and self.span > 4 and len(self.taps) == 1
+        leaves_one = self.depth == 4 and self.span % 4 == 1 and self.span > 4
+        return self.foldable and leaves_one and len(self.taps) == 1
 
     @property
     def has_tail(self) -> bool:

@@ -6,6 +6,8 @@ expressions made there; buffers are flat, an index counts elements.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +30,8 @@ class Isa:
     ``registers`` vector registers, of which ``scratch`` are needed besides accumulators and weights.
     ``source`` is the dtype that activations must be stored in, None for that of the tensor; ``weights`` the
     one that weights are packed as; ``fused`` LLVM's name of an instruction that adds products of int16, if
-    there is one.
+    there is one. ``chain``: up to so many steps are added in int16 before int32, in an order that
+    ``x86_pairs`` finds.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Isa:
     source: str | None = None
     weights: str = "int8"
     fused: str | None = None
+    chain: int = 0
 
     @property
     def bytes(self) -> int:
@@ -56,6 +60,7 @@ class Isa:
 VNNI512 = Isa("vnni512", (("avx512vnni", "avx512bw"),), 16, 4, 32, 1)
 AVXVNNI256 = Isa("avxvnni256", (("avxvnni",), ("avx512vl", "avx512vnni")), 8, 4, 16, 1)
 AVX2 = Isa("avx2", (("avx2", "fma"),), 8, 2, 16, 2, source="int16")
+PAIRS = replace(AVX2, name="avx2_pairs", depth=4, scratch=6, source=None, chain=4)
 F32_512 = Isa("f32_512", (("avx512f",),), 16, 1, 32, 1, "float32", weights="float32")
 F32_256 = Isa("f32_256", (("avx2", "fma"),), 8, 1, 16, 1, "float32", weights="float32")
 I16_512 = replace(VNNI512, name="i16_512", depth=2, weights="int16", fused="llvm.x86.avx512.vpdpwssd.512")
@@ -63,7 +68,19 @@ I16_256 = replace(AVXVNNI256, name="i16_256", depth=2, weights="int16", fused="l
 I16_AVX2 = replace(AVX2, name="i16_avx2", source=None, weights="int16")
 
 INTEGER16 = (I16_512, I16_256, I16_AVX2)
-TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, F32_512, F32_256, *INTEGER16)}
+TABLE = {isa.name: isa for isa in (VNNI512, AVXVNNI256, AVX2, PAIRS, F32_512, F32_256, *INTEGER16)}
+
+INSTRUCTIONS = {
+    "vnni512": "vpdpbusd, 512 bits",
+    "avxvnni256": "vpdpbusd, 256 bits",
+    "avx2": "vpmaddwd, 256 bits",
+    "avx2_pairs": "vpmaddubsw, 256 bits",
+    "f32_512": "FMA, 512 bits",
+    "f32_256": "FMA, 256 bits",
+    "i16_512": "vpdpwssd, 512 bits",
+    "i16_256": "vpdpwssd, 256 bits",
+    "i16_avx2": "vpmaddwd, 256 bits",
+}
 
 
 def supports(isa: Isa, target: tvm.target.Target) -> bool:
@@ -130,11 +147,22 @@ def dot_uint8(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
     return intrinsic(f"int32x{isa.lanes}", name, acc, activations, weights)
 
 
+def pairs_uint8(activations: Expr, weights: Expr) -> Expr:
+    """``vpmaddubsw``: int16 sums of two products uint8 x int8; saturates beyond what int16 holds."""
+    return intrinsic("int16x16", "llvm.x86.avx2.pmadd.ub.sw", activations, weights)
+
+
 def dot_int16(isa: Isa, acc: Expr, activations: Expr, weights: Expr) -> Expr:
     """``vpdpwssd``, or ``vpmaddwd`` and add: two products int16 x int16 to each int32 lane."""
     if isa.fused:
         return intrinsic(f"int32x{isa.lanes}", isa.fused, acc, activations, weights)
     return acc + intrinsic("int32x8", "llvm.x86.avx2.pmadd.wd", activations, weights)
+
+
+def dot_pairs(isa: Isa, acc: Expr, activations: Sequence[Expr], weights: Sequence[Expr]) -> Expr:
+    """Add the products uint8 x int8 of several vectors to each int32 lane, their sums first in int16."""
+    sums = functools.reduce(operator.add, map(pairs_uint8, activations, weights))
+    return dot_int16(isa, acc, sums, splat(T.int16(1), isa.lanes * 2))
 
 
 def high_uint16(a: Expr, b: Expr, isa: Isa) -> Expr:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tvm_qplugin.core.attrs import Implementation, KernelCall
+from tvm_qplugin.core.attrs import INSTRUCTION, Implementation, KernelCall
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
@@ -14,7 +15,7 @@ from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
 from tvm_qplugin.schedules.x86_epilogue16 import WideEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_int16 import implement16
-from tvm_qplugin.schedules.x86_isa import Isa
+from tvm_qplugin.schedules.x86_isa import AVX2, INSTRUCTIONS, PAIRS, Isa
 from tvm_qplugin.schedules.x86_pack import (
     Requantization,
     fold_zero_point,
@@ -22,8 +23,12 @@ from tvm_qplugin.schedules.x86_pack import (
     pack_weights,
     requantization,
 )
+from tvm_qplugin.schedules.x86_pairs import chained, multiplies
 from tvm_qplugin.schedules.x86_residual import ResidualEpilogue, residual_sections
 from tvm_qplugin.schedules.x86_tiles import Tile, candidate_tiles, default_tile
+
+TOO_LARGE = ": its weights are too large for vpmaddubsw"
+WIDENED = 1.2  # what a multiplication of int16 costs, beside one of bytes
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,16 @@ class Plan:
 
     def implement(self, tile: Tile) -> Implementation | None:
         """Pack the constants and generate; None when the folded bias does not fit int32."""
+        found = self._implemented(tile)
+        return found and replace(found, func=found.func.with_attr(INSTRUCTION, self.instruction))
+
+    @property
+    def instruction(self) -> str:
+        """What it multiplies with, and whether weights forbid a faster one."""
+        large = self.isa is AVX2 and self.call.args[0].dtype == "uint8"
+        return INSTRUCTIONS[self.isa.name] + large * TOO_LARGE
+
+    def _implemented(self, tile: Tile) -> Implementation | None:
         if self.isa.accumulator == "float32":
             return self._implement_float(tile)
         if self.isa.weights == "int16":
@@ -64,7 +79,7 @@ class Plan:
             return None
         finish = requantization(call.params, call.out.dtype, weights, bias, factor)
         constants = Constants.join(
-            weights=pack_weights(weights, geometry),
+            **self._packed(weights),
             bias=pack_channels(bias, geometry),
             scale=pack_channels(factor, geometry),
             **self._finishing(finish),
@@ -78,6 +93,11 @@ class Plan:
         if self.call.out.dtype == "int16":
             return WideEpilogue("int16")
         return (ResidualEpilogue if "add" in self.call.params else IntegerEpilogue)(self.call.out.dtype)
+
+    def _packed(self, weights: Array) -> dict[str, Array]:
+        if self.isa.chain:
+            return chained(weights, self.geometry, self.isa.chain).sections()
+        return {"weights": pack_weights(weights, self.geometry)}
 
     def _finishing(self, finish: Requantization) -> dict[str, Array]:
         """The sections that the epilogue reads beside ``scale``."""
@@ -93,6 +113,16 @@ class Plan:
             weights=pack_weights(weights, geometry), bias=pack_channels(bias, geometry)
         )
         return implement(call, self.isa, geometry, tile, epilogue, constants)
+
+
+def with_pairs(plan: Plan, geometry: Callable[[KernelCall, Isa], Geometry]) -> Plan:
+    """A plan for AVX2, or that with chains of byte pairs where it takes less time for multiplications."""
+    call = plan.call
+    if plan.isa is not AVX2 or call.args[0].dtype != "uint8":
+        return plan
+    pairs = Plan(call, PAIRS, geometry(call, PAIRS))
+    cost = pairs.geometry.steps * multiplies(np.asarray(call.constants[1]), pairs.geometry, PAIRS.chain)
+    return pairs if cost < WIDENED * plan.geometry.steps else plan
 
 
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:

@@ -30,13 +30,21 @@ class Requantization:
 def pack_weights(weights: Array, geometry: Geometry) -> Array:
     """OHWI (or ``[N, K]``) to ``[groups * blocks, steps, lanes, depth]``, flat.
 
-    The overlapping last step of a span holds only the elements that no other step has, zeros else. The last
-    block has ``last_lanes`` lanes: a vector of it ends with lanes of the next step, which nobody uses.
+    The last block has ``last_lanes`` lanes: a vector of it ends with lanes of the next step, which nobody
+    uses.
+    """
+    return to_lanes(in_steps(weights, geometry), geometry)
+
+
+def in_steps(weights: Array, geometry: Geometry) -> Array:
+    """OHWI (or ``[N, K]``) to ``[groups, blocks * lanes, steps, depth]``.
+
+    The overlapping last step of a span holds only the elements that no other step has, zeros else.
     """
     g = geometry
     flat = weights.reshape(g.groups, g.channels, g.outer, g.span)
     if g.folds:
-        return _to_lanes(_folded(flat, g), g)
+        return _folded(flat, g)
     whole = g.full_steps * g.depth
     packed = np.zeros(
         (g.groups, g.blocks * g.lanes, g.outer, g.full_steps + g.has_tail, g.depth), weights.dtype
@@ -46,10 +54,11 @@ def pack_weights(weights: Array, geometry: Geometry) -> Array:
         rest = g.span - whole
         start = g.depth - rest if g.span >= g.depth else 0
         packed[:, : g.channels, :, -1, start : start + rest] = flat[..., whole:]
-    return _to_lanes(packed, g)
+    return packed.reshape(*packed.shape[:2], -1, g.depth)
 
 
-def _to_lanes(packed: Array, g: Geometry) -> Array:
+def to_lanes(packed: Array, g: Geometry) -> Array:
+    """What ``in_steps`` returns to the order in which it is read, flat."""
     blocks = packed.reshape(g.groups * g.blocks, g.lanes, g.steps, g.depth).transpose(0, 2, 1, 3)
     unread = np.zeros((g.lanes - g.last_lanes) * g.depth, packed.dtype)
     return np.concatenate([blocks[:-1].reshape(-1), blocks[-1, :, : g.last_lanes].reshape(-1), unread])
@@ -61,7 +70,7 @@ def _folded(flat: Array, g: Geometry) -> Array:
     packed = np.zeros((g.groups, g.blocks * g.lanes, g.steps * g.depth), flat.dtype)
     packed[:, : g.channels, : g.outer * whole] = flat[..., :whole].reshape(*flat.shape[:2], -1)
     packed[:, : g.channels, g.outer * whole :][..., : g.outer] = flat[..., whole]
-    return packed
+    return packed.reshape(*packed.shape[:2], -1, g.depth)
 
 
 def pack_channels(values: Array, geometry: Geometry) -> Array:

@@ -14,6 +14,7 @@ from tvm_qplugin.schedules.x86_isa import (
     Isa,
     T,
     dot_int16,
+    dot_pairs,
     dot_uint8,
     fma,
     load,
@@ -80,10 +81,32 @@ def reduce(k: Kernel, spot: Spot, acc: Cells) -> Cells:
 
 def products(k: Kernel, spot: Spot, acc: Cells) -> Cells:
     """Add all products to every accumulator."""
+    if k.isa.chain:
+        _chains(k, spot, acc)
+        return acc
     loops(k, spot, acc, k.geometry.taps, 0, 0, k.geometry.steps <= k.tile.unroll)
     if k.geometry.folds:
         _folded_steps(k, spot, acc)
     return acc
+
+
+def _chains(k: Kernel, spot: Spot, acc: Cells) -> None:
+    """Steps in the order that ``x86_pairs`` proved exact: sums of a chain in int16, then in int32."""
+    for j in range(spot.vectors):
+        for length in range(1, k.isa.chain + 1):
+            at = (spot.block + j) * k.isa.chain + (length - 1)
+            start, count = (k.constants.vector(name, at, 1, "int32") for name in ("starts", "counts"))
+            with T.serial(0, count) as i:
+                _chain(k, spot, [row[j] for row in acc], [start + i * length + n for n in range(length)])
+
+
+def _chain(k: Kernel, spot: Spot, cells: list[Buffer], steps: list[Index]) -> None:
+    isa, width = k.isa, k.isa.lanes * k.isa.depth
+    offsets = [k.constants.vector("offsets", step, 1, "int32") for step in steps]
+    weights = [k.weights(step * width) for step in steps]
+    for (place, _), cell in zip(spot.pixels, cells, strict=True):
+        words = [_broadcast(k, spot.source + place, offset) for offset in offsets]
+        store(cell, 0, dot_pairs(isa, load(cell, 0, isa.lanes), words, weights), isa.lanes)
 
 
 def loops(

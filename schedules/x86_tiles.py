@@ -117,7 +117,8 @@ def candidate_tiles(isa: Isa, shape: Shape, weight_bytes: int, limit: int = 24) 
 
 
 def _tiles(isa: Isa, shape: Shape, order: str) -> Iterator[Tile]:
-    for nt in (n for n in range(1, min(shape.blocks, 8) + 1) if fits(isa, 1, n, shape.crowded)):
+    vectors = 1 if isa.chain else min(shape.blocks, 8)  # each vector has chains of its own
+    for nt in (n for n in range(1, vectors + 1) if fits(isa, 1, n, shape.crowded)):
         largest = next(m for m in range(MOST_PIXELS, 0, -1) if fits(isa, m, nt, shape.crowded))
         for mt, rows in _pixel_tiles(shape, largest):
             yield Tile(mt, nt, order, rows)

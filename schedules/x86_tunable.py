@@ -27,13 +27,13 @@ STAGED_KIB = (192, 96, 48, 24)
 
 def conv(call: KernelCall, target: tvm.target.Target) -> Tunable | None:
     """What ``x86_conv`` can be told."""
-    found = x86_conv.plan(call, target) if call.name in TUNED else None
+    found = x86_conv.fastest(call, target) if call.name in TUNED else None
     return None if found is None else TileKnobs(found)
 
 
 def dense(call: KernelCall, target: tvm.target.Target) -> Tunable | None:
     """What ``x86_dense`` can be told."""
-    found = x86_dense.plan(call, target) if call.name in TUNED else None
+    found = x86_dense.fastest(call, target) if call.name in TUNED else None
     return None if found is None else TileKnobs(found)
 
 

@@ -8,6 +8,8 @@ import tvm_qplugin as qp
 from tvm_qplugin import demo
 from tvm_qplugin.artifact import Artifact
 from tvm_qplugin.core.attrs import MERGED
+from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.schedules.x86_kernel import TOO_LARGE
 
 MIXED = {"name": "mixed", "scheme": "int8", "rules": [{"scope": "residual_second", "scheme": "float"}]}
 RECIPES = {"float": None, "int8": "int8", "mixed": MIXED, "int16x8": "int16x8", "fp16": "fp16"}
@@ -97,3 +99,24 @@ def test_conversions_that_the_model_does_not_have_have_no_operator():
     module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], io="int8")
     last = qp.build(module, merge=False).manifest.calls[-1]
     assert (last.kernel, last.operators) == ("requantize", ())
+
+
+WIDE = "vpmaddwd, 256 bits"
+
+
+@pytest.mark.parametrize(
+    ("target", "reduce_range", "expected"),
+    [
+        ("x86-64-v4-vnni", False, {"vpdpbusd, 512 bits"}),
+        ("x86-64-v3", False, {WIDE, WIDE + TOO_LARGE, "vpmaddubsw, 256 bits"}),
+        ("x86-64-v3", True, {WIDE, "vpmaddubsw, 256 bits"}),
+        ("x86-64", False, set()),
+    ],
+)
+def test_calls_name_the_instruction_that_multiplies(target, reduce_range, expected):
+    recipe = Recipe(reduce_range=reduce_range)
+    module = qp.quantize(demo.model_path(), calibration=demo.calibration()[:8], recipe=recipe)
+    apart, together = (qp.build(module, target=target, merge=merge).manifest for merge in (False, True))
+    assert {call.instruction for call in apart.calls} == {None, *expected}
+    merged = {call.instruction for call in together.calls if call.kernel == MERGED and call.instruction}
+    assert {name for text in merged for name in text.split("; ")} <= expected

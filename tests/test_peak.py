@@ -12,6 +12,7 @@ CPUS = {
     "vnni512": "icelake-server",
     "avxvnni256": "alderlake",
     "avx2": "haswell",
+    "avx2_pairs": "haswell",
     "f32_512": "icelake-server",
     "f32_256": "haswell",
     "i16_512": "icelake-server",
@@ -22,6 +23,7 @@ MNEMONICS = {
     "vnni512": "vpdpbusd",
     "avxvnni256": "vpdpbusd",
     "avx2": "vpmaddwd",
+    "avx2_pairs": "vpmaddubsw",
     "f32_512": "vfmadd",
     "f32_256": "vfmadd",
     "i16_512": "vpdpwssd",
@@ -34,7 +36,7 @@ def expected(isa: Isa, steps: int) -> np.ndarray:
     left, right, start, _ = (array.astype("int64") for array in peak.operands(isa))
     a = left.reshape(peak.ROWS, -1, 1, isa.lanes, isa.depth)
     b = right.reshape(1, 1, peak.VECTORS, isa.lanes, isa.depth)
-    rows = [t % peak.ROWS for t in range(steps)]
+    rows = [(t + n) % peak.ROWS for t in range(steps) for n in range(max(isa.chain, 1))]
     return start + (a * b).sum(-1)[rows].sum(0).reshape(-1)
 
 

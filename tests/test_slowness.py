@@ -10,6 +10,7 @@ from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.manifest import Manifest
 from tvm_qplugin.layer_times import LayerTime, Profile
 from tvm_qplugin.peak import Peak
+from tvm_qplugin.schedules.x86_kernel import TOO_LARGE
 from tvm_qplugin.slowness import Finding, Machine, compared, findings, machine_of
 
 BEST = Machine("vnni512", "vnni512")
@@ -107,6 +108,14 @@ def test_time_outside_of_kernels():
 def test_int16_activations():
     found = only(LAYER, replace(LAYER, name="wide", dtype="int16", of_peak=None))
     assert found.kind == "int16" and found.layers == ("wide",)
+
+
+def test_weights_that_forbid_byte_pairs():
+    note = f"vpmaddwd, 256 bits{TOO_LARGE}"
+    found = only(LAYER, replace(LAYER, name="large", instruction=note, of_peak=0.4))
+    assert (found.kind, found.layers, found.share) == ("weights", ("large",), pytest.approx(0.5))
+    assert "--reduce-range" in found.advice
+    assert findings(profile(replace(LAYER, instruction="vpmaddubsw, 256 bits")), BEST) == []
 
 
 def test_the_largest_share_stands_first():

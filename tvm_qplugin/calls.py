@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from tvm import relax, tirx
 from tvm.ir import IRModule
 
-from tvm_qplugin.core.attrs import KERNEL, MERGED, PARAMS, decode_params
+from tvm_qplugin.core.attrs import INSTRUCTION, KERNEL, MERGED, PARAMS, decode_params
 from tvm_qplugin.core.manifest import CallInfo
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
@@ -34,4 +34,5 @@ def _info(mod: IRModule, call: NamedCall, operators: list[int]) -> CallInfo:
     dtype = decode_params(str(attrs[PARAMS]))["dtype"] if kernel == MERGED else call.dtype
     if kernel in DYNAMIC:  # what they multiply
         dtype = "int8"
-    return CallInfo(call.function, call.names[-1], tuple(operators), kernel, dtype, moved)
+    instruction = str(attrs[INSTRUCTION]) if INSTRUCTION in attrs else None
+    return CallInfo(call.function, call.names[-1], tuple(operators), kernel, dtype, moved, instruction)

@@ -49,7 +49,8 @@ def bench(
     """Time an artifact on random input: median, fastest and 90th percentile of single runs.
 
     Copying the input in and the output out is not counted. With --profile, each kernel's median, its
-    multiply-adds a second, also as a share of what the cores can do (measured), and the bytes that it moves.
+    multiply-adds a second, also as a share of what the cores can do (measured), the instruction that it
+    multiplies with, and the bytes that it moves.
     Small kernels that were merged are one row; build with --separate-kernels to see their layers one by one.
 
     Examples:
@@ -196,6 +197,7 @@ def _layer_cells(layer: LayerTime) -> dict[str, str]:
         "share": _percent(layer.share),
         "GMAC/s": "-" if layer.gmacs is None else f"{layer.gmacs:.1f}",
         "of peak": _percent(layer.of_peak),
+        "by": (layer.instruction or "-").split(",")[0],
         "moved": report.size(layer.bytes),
     }
 

@@ -64,6 +64,13 @@ Smooth = Annotated[
         "weights (SmoothQuant).",
     ),
 ]
+Reduce = Annotated[
+    bool,
+    typer.Option(
+        "--reduce-range",
+        help="Weights of 7 bits: costs accuracy, and is faster on CPUs with AVX2 and no VNNI.",
+    ),
+]
 Accuracy = Annotated[
     Literal["best"] | None,
     typer.Option(
@@ -126,6 +133,7 @@ def quantize(
     adaptive_rounding: Round = False,
     equalize: Equalize = False,
     smooth: Smooth = False,
+    reduce_range: Reduce = False,
     accuracy: Accuracy = None,
     data_free: DataFree = False,
     workers: Workers = 1,
@@ -174,6 +182,7 @@ def quantize(
         data_free,
         workers,
         ray,
+        reduce_range,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)

@@ -31,7 +31,7 @@ class LayerTime:
     ``names``: of all operators that it computes; ``op`` is ``merged`` where it runs several kernels, and
     ``integer`` then says whether any of them is. ``ms``: median over runs, ``share``: of all kernels.
     ``gmacs``: 10^9 multiply-adds a second, ``of_peak``: of what the cores can do; None where there is none.
-    ``bytes``: read and written.
+    ``bytes``: read and written. ``instruction``: as in the manifest.
     """
 
     name: str
@@ -47,6 +47,7 @@ class LayerTime:
     gmacs: float | None
     of_peak: float | None
     bytes: int
+    instruction: str | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def _layer(
         gmacs=gmacs,
         of_peak=None if gmacs is None or peak.gmacs is None else gmacs / (threads * peak.gmacs),
         bytes=call.bytes,
+        instruction=call.instruction,
     )
 
 

@@ -13,23 +13,13 @@ from tvm.script.ir_builder import IRBuilder
 
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules import x86_isa
-from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T
+from tvm_qplugin.schedules.x86_isa import AVX2, INSTRUCTIONS, PAIRS, Buffer, Expr, Isa, T
 from tvm_qplugin.targets import find_profile, tvm_target
 
 STEPS = 100_000
 RUNS = 20
 VECTORS = 2
 ROWS = 4
-INSTRUCTIONS = {
-    "vnni512": "vpdpbusd, 512 bits",
-    "avxvnni256": "vpdpbusd, 256 bits",
-    "avx2": "vpmaddwd, 256 bits",
-    "f32_512": "FMA, 512 bits",
-    "f32_256": "FMA, 256 bits",
-    "i16_512": "vpdpwssd, 512 bits",
-    "i16_256": "vpdpwssd, 256 bits",
-    "i16_avx2": "vpmaddwd, 256 bits",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ def peak_of(dtype: str) -> Peak:
     """
     if dtype not in ("float32", "int8", "uint8", "int16"):
         return Peak(None, None, f"the peak of {dtype} is not measured")
-    isa = host_isa(dtype)
+    isa = PAIRS if host_isa(dtype) is AVX2 else host_isa(dtype)
     if isa is None:
         return Peak(None, None, f"this CPU has no instruction for {dtype} whose peak could be measured")
     return Peak(round(measured(isa), 3), INSTRUCTIONS[isa.name])
@@ -76,7 +66,7 @@ def measured(isa: Isa) -> float:
         function = tvm.compile(tvm.IRModule({"peak": peak_kernel(isa, STEPS)}), target)["peak"]
     arrays = [tvm.runtime.tensor(array) for array in operands(isa)]
     best = min(_seconds(function, arrays) for _ in range(RUNS))
-    return STEPS * _tile(isa) * VECTORS * isa.lanes * isa.depth / best / 1e9
+    return STEPS * max(isa.chain, 1) * _tile(isa) * VECTORS * isa.lanes * isa.depth / best / 1e9
 
 
 def _seconds(function: Any, arrays: list[Any]) -> float:
@@ -102,7 +92,8 @@ def operands(isa: Isa) -> list[Array]:
 def peak_kernel(isa: Isa, steps: int) -> tvm.tirx.PrimFunc:
     """The PrimFunc: ``steps`` times a tile of accumulators, all in registers, each fed from L1.
 
-    Step ``t`` adds to each accumulator the products of row ``t % ROWS`` of its activations with its weights.
+    Step ``t`` adds to each accumulator the products of row ``t % ROWS`` of its activations with its weights,
+    of a chain those of the rows behind it as well.
     """
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name("peak")
@@ -127,17 +118,21 @@ def _emit(isa: Isa, steps: int, buffers: list[Buffer]) -> None:
         x86_isa.store(cell, 0, x86_isa.load(start, i * lanes, lanes), lanes)
     with T.serial(0, steps) as t:
         for i, cell in enumerate(acc):
-            a = x86_isa.load(left, (T.floormod(t, ROWS) * tile + i // VECTORS) * wide, wide)
+            rows = [T.floormod(t + n, ROWS) * tile + i // VECTORS for n in range(max(isa.chain, 1))]
+            a = [x86_isa.load(left, row * wide, wide) for row in rows]
             b = x86_isa.load(right, i % VECTORS * wide, wide)
             x86_isa.store(cell, 0, _product(isa, x86_isa.load(cell, 0, lanes), a, b), lanes)
     for i, cell in enumerate(acc):
         x86_isa.store(end, i * lanes, x86_isa.load(cell, 0, lanes), lanes)
 
 
-def _product(isa: Isa, acc: Expr, a: Expr, b: Expr) -> Expr:
+def _product(isa: Isa, acc: Expr, rows: list[Expr], weights: Expr) -> Expr:
+    if isa.chain:
+        return x86_isa.dot_pairs(isa, acc, rows, [weights] * len(rows))
     if isa.accumulator == "float32":
-        return x86_isa.fma(a, b, acc, isa.lanes)
-    return x86_isa.dot_int16(isa, acc, a, b) if isa.depth == 2 else x86_isa.dot_uint8(isa, acc, a, b)
+        return x86_isa.fma(rows[0], weights, acc, isa.lanes)
+    dot = x86_isa.dot_int16 if isa.depth == 2 else x86_isa.dot_uint8
+    return dot(isa, acc, rows[0], weights)
 
 
 def _tile(isa: Isa) -> int:

@@ -18,6 +18,7 @@ from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 from tvm_qplugin.core.rounding import round_compensated
+from tvm_qplugin.core.spec import REDUCED
 from tvm_qplugin.layer_walk import Layer, LayerWalk
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import group
@@ -143,9 +144,11 @@ def _rounded(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
     count = max(ROWS, ROWS_PER_INPUT * layer.weight[0].size) // len(values)
     choose = np.random.default_rng(0)
     patches = np.concatenate([layer.patches(value, max(count, 1), choose) for value in values])
+    bound = REDUCED if np.abs(layer.weight.astype("int16")).max() <= REDUCED else INTEGER_RANGE["int8"][1]
     rows = layer.per_group(patches)
     rows = rows - rows.mean(1, keepdims=True)
     parts = [
-        round_compensated(part, seen.T @ seen) for part, seen in zip(layer.rows(codes), rows, strict=True)
+        round_compensated(part, seen.T @ seen, bound)
+        for part, seen in zip(layer.rows(codes), rows, strict=True)
     ]
     return np.concatenate(parts).reshape(layer.weight.shape).astype("int8")

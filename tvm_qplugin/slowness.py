@@ -12,8 +12,9 @@ from tvm_qplugin import measure
 from tvm_qplugin.core.errors import InputError
 from tvm_qplugin.core.manifest import Manifest
 from tvm_qplugin.layer_times import CONVERSIONS, LayerTime, Profile
-from tvm_qplugin.peak import INSTRUCTIONS, host_isa, isa_of
-from tvm_qplugin.schedules.x86_isa import TABLE
+from tvm_qplugin.peak import host_isa, isa_of
+from tvm_qplugin.schedules.x86_isa import INSTRUCTIONS, TABLE
+from tvm_qplugin.schedules.x86_kernel import TOO_LARGE
 
 HALF = 0.5
 MACS_PER_BYTE = 20
@@ -60,7 +61,7 @@ def machine_of(manifest: Manifest, threads: int) -> Machine:
 
 def findings(profile: Profile, machine: Machine) -> list[Finding]:
     """All reasons that apply: first those without a share of the time, then the largest share first."""
-    rules = (_threads, _instructions, _outside, _merged, _islands, _conversions, _wide, _below_half)
+    rules = (_threads, _instructions, _outside, _merged, _islands, _conversions, _wide, _weights, _below_half)
     found = [finding for rule in rules for finding in rule(profile, machine)]
     return sorted(found, key=lambda finding: -1.0 if finding.share is None else -finding.share)
 
@@ -179,9 +180,24 @@ def _wide(profile: Profile, _machine: Machine) -> Iterator[Finding]:
     )
 
 
+def _weights(profile: Profile, _machine: Machine) -> Iterator[Finding]:
+    """Layers that AVX2 computes in int16."""
+    yield from _of(
+        "weights",
+        _of_large_weights(profile),
+        "weights too large: sums of two products with bytes would not fit int16, so operands are widened",
+        "quantize --reduce-range, or a rule of the recipe for these layers: faster, at some loss of accuracy",
+    )
+
+
+def _of_large_weights(profile: Profile) -> list[LayerTime]:
+    return [layer for layer in profile.layers if TOO_LARGE in (layer.instruction or "")]
+
+
 def _below_half(profile: Profile, _machine: Machine) -> Iterator[Finding]:
     """Integer layers that reach less than half of the peak, by the likely cause."""
-    single = [layer for layer in profile.layers if layer not in profile.merged]
+    known = (*profile.merged, *_of_large_weights(profile))
+    single = [layer for layer in profile.layers if layer not in known]
     slow = [x for x in single if x.integer and x.of_peak is not None and x.of_peak < HALF]
     causes = {
         "small": "too small: at the peak it would take less than a microsecond",

@@ -44,6 +44,7 @@ class Quantization:
     data_free: bool = False
     workers: int = 1
     cluster: str | None = None
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -83,6 +84,7 @@ class Quantization:
             correct_bias=found.correct_bias or self.correct_bias,
             equalize=found.equalize or self.equalize,
             smooth=found.smooth or self.smooth,
+            reduce_range=found.reduce_range or self.reduce_range,
         )
 
     def load(self, model: Path, loading: dict[str, Any]) -> IRModule:

@@ -23,6 +23,20 @@ def test_a_rule_changes_only_what_it_names():
     assert (choice.scheme, choice.observer, choice.per_channel) == ("int8", "moving_average", False)
 
 
+def test_a_rule_reduces_the_range_of_some_weights():
+    recipe = Recipe(rules=(Rule(scope="^body", reduce_range=True), Rule(op="dense", reduce_range=False)))
+    found = {name: recipe.choose(*name).reduce_range for name in (("conv2d", "body"), ("dense", "body"))}
+    assert found == {("conv2d", "body"): True, ("dense", "body"): False}
+    assert not recipe.choose("conv2d", "head").reduce_range
+    assert Recipe(reduce_range=True).choose("conv2d", "x").reduce_range
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(reduce_range=True),)])
+def test_only_int8_weights_have_a_range_to_reduce(rules: tuple[Rule, ...]):
+    with pytest.raises(RecipeError, match="'mine' reduces the range of weights, which only scheme int8 has"):
+        Recipe("mine", "int16x8", rules=rules, reduce_range=not rules)
+
+
 @pytest.mark.parametrize(
     ("scope", "matches"), [("", True), ("conv", True), ("^conv$", False), (r"\d$", True)]
 )

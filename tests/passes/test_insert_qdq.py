@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tvm
 from tvm import IRModule
@@ -10,6 +11,7 @@ from tvm.script import relax as R
 
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.recipe import Recipe, Rule
+from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.plan import REASONS
@@ -55,6 +57,56 @@ def test_a_dense_layer_with_bias():
 
     after = insert(Before, {"x": (-128, 127), "y": (0, 510)})
     tvm.ir.assert_structural_equal(without_alias(after), Expected)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(reduce_range=True), Recipe(rules=(Rule("y", reduce_range=True),))])
+def test_a_dense_layer_of_reduced_range(recipe: Recipe):
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((1, 2), "float32")) -> R.Tensor((1, 1), "float32"):
+            with R.dataflow():
+                y = R.matmul(x, R.const([[64.0], [-3.0]], "float32"))
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((1, 2), "float32")) -> R.Tensor((1, 1), "float32"):
+            with R.dataflow():
+                x_q = R.quantize(x, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1, out_dtype="int8")
+                x_dq = R.dequantize(x_q, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1)
+                w = R.dequantize(
+                    R.const([[64], [-3]], "int8"), R.const([1.0], "float32"), R.const([0], "int8"), axis=1
+                )
+                y = R.matmul(x_dq, w)
+                y_q = R.quantize(y, R.const(2.0, "float32"), R.const(-128, "int8"), axis=-1, out_dtype="int8")
+                gv = R.dequantize(y_q, R.const(2.0, "float32"), R.const(-128, "int8"), axis=-1)
+                R.output(gv)
+            return gv
+
+    after = insert(Before, {"x": (-128, 127), "y": (0, 510)}, recipe)
+    tvm.ir.assert_structural_equal(without_alias(after), Expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_depthwise_weights_keep_their_range(groups: int):
+    bb = tvm.relax.BlockBuilder()
+    x = tvm.relax.Var("x", tvm.relax.TensorType((1, 2, 2, 2), "float32"))
+    weight = tvm.relax.const(np.full((2, 1, 1, 2 // groups), 127, "float32"))
+    conv = tvm.relax.op.nn.conv2d(x, weight, groups=groups, data_layout="NHWC", kernel_layout="OHWI")
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            y = bb.emit_output(conv, "y")
+        bb.emit_func_output(y)
+    after = insert(bb.get(), {"x": (-1, 1), "y": (-1, 1)}, Recipe(reduce_range=True))
+    codes = [
+        int(value.args[0].value.numpy().max())
+        for _, value in ir.bindings(after["main"])
+        if ir.op_name(value) == "relax.dequantize" and ir.const_value(value.args[0]) is not None
+    ]
+    assert codes == [64 if groups == 1 else 127]
 
 
 def without_alias(mod: IRModule) -> IRModule:

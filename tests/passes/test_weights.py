@@ -1,5 +1,7 @@
 """Weights and biases as integers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +12,7 @@ from tvm_qplugin.core.spec import WEIGHT, QuantSpec
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
 
 PER_TENSOR = QuantSpec(symmetric=True, narrow=True)
+ONE = np.float32(1)
 VALUES = st.floats(-100, 100, width=32)
 
 
@@ -26,6 +29,22 @@ def test_one_scale_per_output_channel() -> None:
     q, params = quantize_weight(weight, WEIGHT, None, np.float32(1))
     np.testing.assert_array_equal(q, [[127, 0], [127, 0]])
     np.testing.assert_allclose(params.scale, [1 / 127, 1], rtol=1e-6)
+
+
+@given(arrays("float32", (3, 2, 2), elements=VALUES))
+def test_reduced_weights_fit_in_pairs(weight: np.ndarray) -> None:
+    q, params = quantize_weight(weight, replace(WEIGHT, reduced=True), None, np.float32(1))
+    assert 255 * 2 * np.abs(q.astype("int32")).max() <= np.iinfo("int16").max
+    step = params.scale.reshape(3, 1, 1)
+    assert (np.abs(params.dequantize(q) - weight) <= step * 0.5001 + 1e-30).all()
+
+
+@pytest.mark.parametrize("spec", [WEIGHT, PER_TENSOR])
+def test_reduced_weights_use_all_of_their_range(spec: QuantSpec) -> None:
+    q, params = quantize_weight(np.float32([[64, -1], [-32, 16]]), replace(spec, reduced=True), None, ONE)
+    expected = [[64, -1], [-64, 32]] if spec.axis == 0 else [[64, -1], [-32, 16]]
+    np.testing.assert_array_equal(q, expected)
+    np.testing.assert_array_equal(params.scale, [1, 0.5] if spec.axis == 0 else 1)
 
 
 def test_a_channel_of_zeros_takes_the_largest_scale() -> None:

@@ -23,6 +23,9 @@ ANNOTATION = "qplugin.annotation"
 REPORT = "qplugin.report"
 """Attribute of a lowered ``main``: its operators, a JSON list; ``variable``: what one is bound to."""
 
+INSTRUCTION = "qplugin.instruction"
+"""Attribute of a scheduled kernel: the instruction that it multiplies with."""
+
 TUNED = "qplugin.tuned"
 """Attribute of a scheduled kernel whose knobs come from a tuning record."""
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.qparams import QuantParams
 
-FORMAT = 2
+FORMAT = 3
 
 T = TypeVar("T")
 
@@ -60,7 +60,9 @@ class CallInfo:
 
     ``function`` is the kernel's symbol in ``model.so``, ``tensor`` what the call makes, ``operators`` the
     positions in ``Manifest.operators`` of all that it computes (none: a conversion that the model does not
-    have), ``kernel`` as there, ``dtype`` that of its first operand, ``bytes`` what it reads and writes.
+    have), ``kernel`` as there, ``dtype`` that of its first operand, ``bytes`` what it reads and writes,
+    ``instruction`` what it multiplies with (of a merged one all, after each other), None where that is left
+    to LLVM.
     """
 
     function: str
@@ -69,6 +71,7 @@ class CallInfo:
     kernel: str | None
     dtype: str
     bytes: int
+    instruction: str | None
 
 
 @dataclass(frozen=True)

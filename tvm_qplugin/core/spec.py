@@ -7,12 +7,20 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from tvm_qplugin.core.qparams import QuantParams
+import numpy as np
+
+from tvm_qplugin.core.qparams import INTEGER_RANGE, QuantParams
+
+REDUCED = 64
+"""The largest code of weights of reduced range: sums of two products with uint8 fit int16."""
 
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """How one tensor is quantized: dtype and the way its range becomes parameters."""
+    """How one tensor is quantized: dtype and the way its range becomes parameters.
+
+    ``reduced``: codes of a symmetric spec keep to [-``REDUCED``, ``REDUCED``].
+    """
 
     dtype: str = "int8"
     symmetric: bool = False
@@ -20,9 +28,13 @@ class QuantSpec:
     narrow: bool = False
     observer: str = "min_max"
     dynamic: bool = False
+    reduced: bool = False
 
     def params(self, low: Any, high: Any) -> QuantParams:
         """Parameters for a range (scalars, or one value per channel along ``axis``)."""
+        if self.reduced:
+            wider = INTEGER_RANGE[self.dtype][1] / REDUCED
+            low, high = np.multiply(low, wider), np.multiply(high, wider)
         return QuantParams.from_range(
             low, high, self.dtype, symmetric=self.symmetric, narrow=self.narrow, axis=self.axis
         )
