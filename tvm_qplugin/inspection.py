@@ -142,8 +142,8 @@ def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[Operator
     func = ir.main_function(module)
     reasons = json.loads(str((func.attrs or {}).get(REASONS, "{}")))
     sizes: dict[str, int] = {}
-    for (name, _), stored in stored_arguments(func).items():
-        sizes[name] = sizes.get(name, 0) + stored.array.nbytes
+    for (name, _), stored in stored_arguments(module).items():
+        sizes[name] = sizes.get(name, 0) + stored.nbytes
     default = f"computed in float32 (scheme {scheme})" if scheme else None
     return tuple(
         op
