@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import SCHEME
+from tvm_qplugin.core.grouped import Grouped
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.rebuild import Rebuilder, constant, rebuild_main
+from tvm_qplugin.passes.select_kernels import kernel_of
 
 Expr = Any
 
@@ -21,60 +26,75 @@ Expr = Any
 @tvm.transform.module_pass(opt_level=0, name="ExpandWeights")
 @dataclass(frozen=True)
 class ExpandWeights:
-    """Turn the stored constants of the schemes ``fp16`` and ``dynamic`` into float32 constants.
+    """Turn stored constants into float32 constants.
 
     In: any module. Out: one that says ``qplugin.scheme`` becomes an ordinary float module whose
-    variables have the same names. Of every other one float16 constants become float32;
-    dequantized ones belong to its integer layers, or are expanded where those are lowered.
+    variables have the same names. Of every other one float16 constants and what ``wexpand`` gives become
+    float32; dequantized ones belong to its integer layers, or are expanded where those are lowered.
+    ``grouped``: False leaves the calls of ``wexpand``.
     """
+
+    grouped: bool = True
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``."""
-        if not scheme_of(mod):
-            halves = any(_is_half(value) for _, value in ir.bindings(ir.main_function(mod)))
-            return rebuild_main(mod, _Widen) if halves else mod
-        return ir.with_main_attr(rebuild_main(mod, _Expand), SCHEME, None)
+        labelled = bool(scheme_of(mod))
+        wanted = partial(self._expands, labelled=labelled)
+        constants = (stored_constant(mod, value) for _, value in ir.bindings(ir.main_function(mod)))
+        if not labelled and not any(map(wanted, filter(None, constants))):
+            return mod
+        expanded = rebuild_main(mod, lambda func: _Expand(func, mod, wanted))
+        return ir.with_main_attr(expanded, SCHEME, None) if labelled else expanded
+
+    def _expands(self, stored: Stored, labelled: bool) -> bool:
+        return self.grouped if stored.grouped is not None else labelled or stored.grid is None
 
 
 class _Expand(Rebuilder):
-    def rewrite(self, call: Expr, name: str) -> Expr:
-        """A stored constant as what it stands for."""
-        found = stored_constant(call)
-        return call if found is None else constant(found.real())
+    def __init__(self, func: relax.Function, mod: IRModule, wanted: Callable[[Stored], bool]) -> None:
+        super().__init__(func)
+        self.mod, self.wanted = mod, wanted
 
-
-class _Widen(_Expand):
-    def rewrite(self, call: Expr, name: str) -> Expr:
-        """A float16 constant as float32."""
-        return super().rewrite(call, name) if _is_half(call) else call
-
-
-def _is_half(value: Expr) -> bool:
-    found = stored_constant(value) if ir.op_name(value) == "relax.astype" else None
-    return found is not None and found.grid is None
+    def visit(self, var: relax.Var, value: Expr) -> None:
+        """A stored constant becomes what it stands for."""
+        found = stored_constant(self.mod, value)
+        if found is None or not self.wanted(found):
+            super().visit(var, value)
+        else:
+            self.known[var] = constant(found.real())
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A constant as it is stored: float16, or integers with their parameters."""
+    """A constant as it is stored: float16, integers with their parameters, or codes with scales of groups."""
 
     array: Array
     grid: QuantParams | None = None
+    grouped: Grouped | None = None
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """The elements, and the scales of groups."""
+        return (self.array,) if self.grouped is None else self.grouped.arrays
 
     def real(self) -> Array:
         """The float32 values that it stands for."""
+        if self.grouped is not None:
+            return np.ascontiguousarray(self.grouped.real().T)
         values = self.array if self.grid is None else self.grid.dequantize(self.array)
         return values.astype("float32")
 
 
 def scheme_of(mod: IRModule) -> str:
-    """ "fp16", "dynamic", or empty for every other module."""
+    """A scheme that computes in float, such as "fp16", or empty for every other module."""
     return str((ir.main_function(mod).attrs or {}).get(SCHEME, ""))
 
 
-def stored_constant(value: Expr) -> Stored | None:
-    """What ``R.astype`` or ``R.dequantize`` of a constant stands for; None for any other expression."""
+def stored_constant(mod: IRModule, value: Expr) -> Stored | None:
+    """What ``R.astype``, ``R.dequantize`` or ``wexpand`` of constants stands for; None for all else."""
     name = ir.op_name(value)
+    if name == "relax.call_tir":
+        return _grouped(mod, value)
     array = ir.const_value(value.args[0]) if name in ("relax.astype", "relax.dequantize") else None
     if array is None:
         return None
@@ -84,9 +104,18 @@ def stored_constant(value: Expr) -> Stored | None:
     return None if grid is None else Stored(array, grid)
 
 
-def stored_arguments(func: relax.Function) -> dict[tuple[str, int], Stored]:
-    """The stored constants of a function by the name of the variable that reads them and the argument."""
-    found = {var: stored for var, value in ir.bindings(func) if (stored := stored_constant(value))}
+def _grouped(mod: IRModule, value: Call) -> Stored | None:
+    kernel = kernel_of(mod, value)
+    if kernel is None or kernel.name != "wexpand" or len(kernel.constants) != 2:
+        return None
+    codes, scale = kernel.constants.values()
+    return Stored(codes, grouped=Grouped(codes, scale, kernel.params["depth"], kernel.params["group"]))
+
+
+def stored_arguments(mod: IRModule) -> dict[tuple[str, int], Stored]:
+    """The stored constants of ``main`` by the name of the variable that reads them and the argument."""
+    func = ir.main_function(mod)
+    found = {var: stored for var, value in ir.bindings(func) if (stored := stored_constant(mod, value))}
     return {
         (var.name, i): found[arg]
         for var, value in ir.bindings(func)

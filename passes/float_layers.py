@@ -10,6 +10,7 @@ import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
+from tvm_qplugin.core.grouped import Grouped
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import Stored
@@ -23,8 +24,8 @@ class FloatLayer:
     """A layer with constant weights: ``kernel`` and ``params`` as in ``core/oracle.py``.
 
     ``members`` are its bindings from the convolution or product to the clamp, ``weight`` is OHWI or
-    [N, K], ``bias`` [O] or None. ``grid``: the parameters of an int8 weight. ``halves``: which of weight
-    (1) and bias (2) are stored as float16.
+    [N, K], ``bias`` [O] or None. ``grid``: the parameters of an int8 weight, ``grouped``: the weight with
+    scales of groups. ``halves``: which of weight (1) and bias (2) are stored as float16.
     """
 
     members: tuple[relax.Var, ...]
@@ -35,6 +36,7 @@ class FloatLayer:
     bias: Array
     grid: QuantParams | None = None
     halves: frozenset[int] = frozenset()
+    grouped: Grouped | None = None
 
     @property
     def source(self) -> relax.Expr:
@@ -79,7 +81,8 @@ def _layer(
         else:
             params |= dict(zip(("lo", "hi"), bounds_of(value), strict=True))
     kernel = "fconv2d" if conv else "fdense"
-    return FloatLayer(tuple(members), head, kernel, params, array, bias, weight.grid, frozenset(halves))
+    grid, grouped = weight.grid, weight.grouped
+    return FloatLayer(tuple(members), head, kernel, params, array, bias, grid, frozenset(halves), grouped)
 
 
 def bounds_of(value: Call) -> Bounds:

@@ -33,7 +33,7 @@ class LowerFloat:
 
     ``stored``: constants as they were before they were expanded (``stored_arguments``). Where a weight was
     int8 and one of ``rules`` has a kernel ``dconv2d`` or ``ddense`` for ``target``, that is called, with the
-    weight as it was.
+    weight as it was. Dense layers whose weight has scales of groups become ``wdense``, whatever the target.
     """
 
     stored: Mapping[tuple[str, int], Stored] = field(default_factory=dict)
@@ -48,19 +48,24 @@ class LowerFloat:
             return mod
         with ir.Emitter(mod) as out:
             dynamic = self._dynamic(func)
+            layers |= {end: layer for end, layer in self._known(func).items() if layer.grouped}
             env = _rewrite(func, layers, dynamic, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
             members = {end.name: [m.name for m in layer.members] for end, layer in layers.items()}
-            attributes = {MEMBERS: json.dumps(members), **_report(func, dynamic)}
+            attributes = {MEMBERS: json.dumps(members), **_report(func, layers, dynamic)}
             return out.finish(outputs, ir.returns_tuple(func), **attributes)
+
+    def _known(self, func: relax.Function) -> dict[relax.Var, FloatLayer]:
+        """The layers with their weights as they are stored."""
+        return layers_of(func, self.stored) if self.stored else {}
 
     def _dynamic(self, func: relax.Function) -> Dynamic:
         """The layers whose inputs are quantized at run time, and their kernels."""
         target = self.target
         found: Dynamic = {}
-        if not self.stored or target is None:
+        if target is None:
             return found
-        for end, layer in layers_of(func, self.stored).items():
+        for end, layer in self._known(func).items():
             call = _dynamic_call(layer)
             with target:
                 made = next(filter(None, (rule(call, target) for rule in self.rules)), None) if call else None
@@ -81,8 +86,11 @@ def _dynamic_call(layer: FloatLayer) -> KernelCall | None:
     return KernelCall(name, layer.params, (ir.spec_of(layer.source), *specs), out, arrays)
 
 
-def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
-    """The report, where the layers that quantize their inputs run on integers, with all their members."""
+def _report(func: relax.Function, layers: Mapping[relax.Var, FloatLayer], dynamic: Dynamic) -> dict[str, str]:
+    """The report, where the layers that quantize their inputs run on integers, with all their members.
+
+    Of those whose weights have scales of groups it tells the kernel and the bytes.
+    """
     text = (func.attrs or {}).get(REPORT)
     if text is None:
         return {}
@@ -94,6 +102,11 @@ def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
     once = Once()
     for layer, _ in dynamic.values():
         known[layer.members[0].name]["weight_bytes"] = once.bytes(layer.weight)
+    for layer in layers.values():
+        if layer.grouped is not None:
+            bits, size = layer.grouped.bits, sum(map(once.bytes, layer.grouped.arrays))
+            reason = f"computed in float32 with a weight of int{bits}"
+            known[layer.members[0].name] = {"kernel": "wdense", "weight_bytes": size, "reason": reason}
     entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}
 
@@ -129,12 +142,13 @@ def _call(
 
 
 def _emit(layer: FloatLayer, env: Mapping[relax.Var, relax.Expr], out: ir.Emitter) -> relax.Expr:
-    end = layer.members[-1]
-    operands = [env.get(layer.source, layer.source), ir.const(layer.weight), ir.const(layer.bias)]
+    end, stored = layer.members[-1], layer.grouped
+    weights = [layer.weight] if stored is None else [stored.codes, stored.scale]
+    kernel = layer.kernel if stored is None else "wdense"
+    params = layer.params if stored is None else {**layer.params, **stored.params}
+    operands = [env.get(layer.source, layer.source), *map(ir.const, weights), ir.const(layer.bias)]
     spec: TensorSpec = ir.spec_of(end)
-    func = build_kernel(layer.kernel, layer.params, [ir.spec_of(operand) for operand in operands], spec)
+    func = build_kernel(kernel, params, [ir.spec_of(operand) for operand in operands], spec)
     ty = relax.TensorType(spec.shape, spec.dtype)
-    return out.emit(
-        relax.call_tir(out.bb.add_func(func.without_attr("global_symbol"), layer.kernel), operands, ty),
-        end.name,
-    )
+    function = out.bb.add_func(func.without_attr("global_symbol"), kernel)
+    return out.emit(relax.call_tir(function, operands, ty), end.name)

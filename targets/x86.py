@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm_qplugin.core.profile import TargetProfile
 
 _SCHEDULES = "tvm_qplugin.schedules."
-PORTABLE_RULES = (f"{_SCHEDULES}cpu_conv:rule", f"{_SCHEDULES}cpu_lut:rule")
+PORTABLE_RULES = (f"{_SCHEDULES}cpu_conv:rule", f"{_SCHEDULES}cpu_lut:rule", f"{_SCHEDULES}weight_only:rule")
 X86_RULES = (
     f"{_SCHEDULES}x86_depthwise:rule",
     f"{_SCHEDULES}x86_conv:rule",

@@ -121,7 +121,7 @@ def test_dynamic_layers_are_quantized_as_they_run():
             out = bb.emit_output(relax.Tuple([bb.emit(op.sqrt(layer), "root"), layer]))
         bb.emit_func_output(out)
     module = tvm.transform.Sequential([QuantizeDynamic(smallest=1)])(bb.get())
-    (stored,) = stored_arguments(module["main"]).values()
+    (stored,) = stored_arguments(module).values()
     assert stored.grid is not None
     root, found = simulate(module, X)
     (exp,) = compile_function(module_of_exp())([X])

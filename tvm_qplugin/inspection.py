@@ -143,8 +143,8 @@ def _stored(module: IRModule, manifest: Manifest, scheme: str) -> tuple[Operator
     func = ir.main_function(module)
     reasons = json.loads(str((func.attrs or {}).get(REASONS, "{}")))
     sizes, once = dict[str, int](), Once()
-    for (name, _), stored in stored_arguments(func).items():
-        sizes[name] = sizes.get(name, 0) + once.bytes(stored.array)
+    for (name, _), stored in stored_arguments(module).items():
+        sizes[name] = sizes.get(name, 0) + sum(map(once.bytes, stored.arrays))
     default = f"computed in float32 (scheme {scheme})" if scheme else None
     return tuple(
         op

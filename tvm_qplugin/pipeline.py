@@ -12,7 +12,7 @@ from tvm.ir import IRModule
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.core.recipe import WEIGHT_ONLY, Recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
@@ -29,6 +29,7 @@ from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.quantize_io import QuantizeIO
+from tvm_qplugin.passes.quantize_weight_only import QuantizeWeightOnly
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
@@ -73,7 +74,8 @@ def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
-    stored = stored_arguments(ir.main_function(mod)) if scheme_of(mod) == "dynamic" else {}
+    dynamic = scheme_of(mod) == "dynamic"
+    stored = {key: kept for key, kept in stored_arguments(mod).items() if dynamic or kept.grouped}
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
@@ -126,7 +128,7 @@ def executable_passes() -> Passes:
 
 
 def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
-    """Float module -> module of the scheme ``fp16`` or ``dynamic``. Raises RecipeError for another ``io``."""
+    """Float module -> module of a scheme that computes in float. Raises RecipeError for another ``io``."""
     if io != "float":
         raise RecipeError(
             f"io={io!r} was asked for, but scheme {recipe.storage} computes in float: leave io at 'float', "
@@ -137,11 +139,13 @@ def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
 
 def stored_layers(recipe: Recipe) -> Passes:
     """What stores the weights of layers small that a recipe computes in float."""
-    passes: dict[str, Passes] = {
-        "dynamic": [QuantizeDynamic(recipe), QuantizeEmbedding(recipe)],
-        "fp16": [QuantizeFloat16(recipe)],
-    }
-    return [found for scheme in passes if scheme in recipe.schemes for found in passes[scheme]]
+    passes = [
+        (QuantizeDynamic(recipe), {"dynamic"}),
+        (QuantizeWeightOnly(recipe), set(WEIGHT_ONLY)),
+        (QuantizeEmbedding(recipe), {"dynamic", *WEIGHT_ONLY}),
+        (QuantizeFloat16(recipe), {"fp16"}),
+    ]
+    return [found for found, schemes in passes if schemes & recipe.schemes]
 
 
 def is_quantized(module: IRModule) -> bool:

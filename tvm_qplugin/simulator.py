@@ -36,8 +36,9 @@ class Simulator:
     """
 
     def __init__(self, module: IRModule) -> None:
-        stored = stored_arguments(ir.main_function(module)) if scheme_of(module) else {}
-        self.module = tvm.transform.Sequential([ExpandWeights(), LowerInteger(storage="int8")])(module)
+        stored = stored_arguments(module) if scheme_of(module) else {}
+        passes = [ExpandWeights(grouped=False), LowerInteger(storage="int8")]
+        self.module = tvm.transform.Sequential(passes)(module)
         self._func = ir.main_function(self.module)
         layers = layers_of(self._func, stored) if stored else {}
         self._steps = steps_of(self.module, {v: layer for v, layer in layers.items() if layer.grid})
@@ -120,7 +121,8 @@ def _depths(bound: Mapping[relax.Var, relax.Expr], floats: set[relax.Var]) -> di
 
 def _in_numpy(mod: IRModule, value: relax.Expr) -> bool:
     moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8", "int16")
-    return moved or kernel_of(mod, value) is not None
+    kernel = kernel_of(mod, value)
+    return moved or (kernel is not None and kernel.name != "wexpand")
 
 
 @dataclass

@@ -52,11 +52,20 @@ def test_scopes_are_searched(scope: str, matches: bool):
         ("dynamic", ["fp16", "float"], False, "dynamic"),
         ("float", ["dynamic", "fp16"], False, "fp16"),
         ("float", [], False, ""),
+        ("weight_int4", ["weight_int8", "fp16"], False, "weight_int4"),
+        ("int8", ["weight_int4"], True, ""),
     ],
 )
 def test_what_a_mixture_is(scheme: str, rules: list[str], integer: bool, storage: str):
     recipe = Recipe("mixed", scheme, rules=tuple(Rule(scheme=rule) for rule in rules))
     assert (recipe.integer, recipe.storage, recipe.schemes) == (integer, storage, {scheme, *rules})
+
+
+def test_a_rule_may_change_the_group():
+    recipe = Recipe("mine", "weight_int4", rules=(Rule("head", group=0), Rule("deep", scheme="weight_int8")))
+    assert [recipe.choose("dense", name).group for name in ("a", "head", "deep")] == [None, 0, None]
+    recipe = Recipe("mine", "weight_int4", group=64, rules=(Rule("head", group=0),))
+    assert [recipe.choose("dense", name).group for name in ("a", "head")] == [64, 0]
 
 
 def test_json_round_trip(tmp_path: Path):
@@ -75,12 +84,24 @@ def test_finding():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("int7", "neither one of int8, int16x8, edgetpu, fp16, dynamic, float nor a JSON file"),
-        ({"scheme": "int4"}, "scheme 'int4' is unknown; use one of int8, int16x8, fp16, dynamic, float"),
+        (
+            "int7",
+            "neither one of int8, int16x8, edgetpu, fp16, dynamic, weight_int8, weight_int4, float nor a",
+        ),
+        (
+            {"scheme": "int4"},
+            "scheme 'int4' is unknown; use one of int8, int16x8, fp16, dynamic, weight_int8, weight_int4, f",
+        ),
         ({"colour": "red"}, r"fields are name, scheme, observer"),
         ({"rules": [{"colour": "red"}]}, "colour"),
         ({"rules": [{"scope": "("}]}, r"scope '\(' is not a regular expression"),
         ({"rules": [{"scheme": "int4"}]}, "scheme 'int4' is unknown"),
+        ({"scheme": "weight_int4", "group": -1}, "group -1: how many weights share a scale was expected"),
+        ({"scheme": "weight_int4", "rules": [{"group": 1.5}]}, "group 1.5: how many weights"),
+        (
+            {"name": "a", "group": 32},
+            "recipe 'a' has a group and no layer that it is for: use it",
+        ),
         ({"scheme": "fp16", "correct_bias": True}, "which scheme fp16 has no use for: choose one of int8"),
     ],
 )

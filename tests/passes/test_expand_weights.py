@@ -49,7 +49,7 @@ def test_stored_constants():
 
 
 def test_what_they_are():
-    found = stored_arguments(Stored["main"])
+    found = stored_arguments(Stored)
     assert list(found) == [("a", 1), ("y", 1)]
     np.testing.assert_array_equal(found["a", 1].real(), [[1, 1], [3, -2]])
     assert found["y", 1].array.dtype == "float16"

@@ -75,21 +75,21 @@ def test_a_dense_layer_has_a_scale_for_every_output():
 
 @pytest.mark.parametrize(("groups", "axis"), [(1, None), (2, None), (4, 0)])
 def test_one_scale_where_the_recipe_asks_for_it_but_not_in_depthwise(groups: int, axis: int | None):
-    (weight,) = stored_arguments(run(conv(groups), PER_TENSOR)["main"]).values()
+    (weight,) = stored_arguments(run(conv(groups), PER_TENSOR)).values()
     assert weight.grid is not None and weight.grid.axis == axis
-    (weight,) = stored_arguments(run(conv(groups))["main"]).values()
+    (weight,) = stored_arguments(run(conv(groups))).values()
     assert weight.grid is not None and weight.grid.axis == 0 and abs(weight.array).max() == 127
 
 
 def test_small_weights_stay_float():
     after = run(Layer, smallest=5)
-    assert not stored_arguments(after["main"])
+    assert not stored_arguments(after)
     assert reasons(after) == ["its weight has 4 elements, fewer than 5"]
 
 
 def test_layers_that_a_recipe_keeps_in_float():
     after = run(Layer, Recipe("mine", "dynamic", rules=(Rule("^y$", scheme="float"),)))
-    assert not stored_arguments(after["main"]) and reasons(after) == ["the recipe keeps it in float"]
+    assert not stored_arguments(after) and reasons(after) == ["the recipe keeps it in float"]
 
 
 def test_rules_that_match_nothing():

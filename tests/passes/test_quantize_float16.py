@@ -62,18 +62,18 @@ def test_large_constants():
 def test_values_that_float16_cannot_hold():
     weight = np.array([[1, 7e4], [2, 3]], "float32")
     after = run(layer(weight))
-    assert not stored_arguments(after["main"])
+    assert not stored_arguments(after)
     (reason,) = json.loads(str(after["main"].attrs[REASONS])).values()
     assert reason == "its constant reaches 70000, and the largest float16 is 65504: kept as float32"
     weight[0, 1] = 65504
-    assert len(stored_arguments(run(layer(weight))["main"])) == 1
+    assert len(stored_arguments(run(layer(weight)))) == 1
 
 
 def test_infinities_are_kept():
-    stored = stored_arguments(run(layer(np.array([[1, -np.inf], [2, 3]], "float32")))["main"])
+    stored = stored_arguments(run(layer(np.array([[1, -np.inf], [2, 3]], "float32"))))
     assert [constant.array[0, 1] for constant in stored.values()] == [-np.inf]
 
 
 def test_layers_that_a_recipe_keeps_in_float():
     recipe = Recipe("mine", "fp16", rules=(Rule(op="dense", scheme="float"),))
-    assert not stored_arguments(run(Layer, recipe)["main"])
+    assert not stored_arguments(run(Layer, recipe))

@@ -113,8 +113,8 @@ def test_round_trip(litert: Any, name: str, scheme: str) -> None:
     net = nets.Net()
     module = module_of(net, FLOAT_NETS[name], scheme)
     first = frontend.load(export_tflite(module, keep_layout=True))
-    assert len(stored_arguments(first["main"])) == len(stored_arguments(module["main"]))
-    assert scheme_of(first) == (scheme_of(module) if stored_arguments(module["main"]) else "")
+    assert len(stored_arguments(first)) == len(stored_arguments(module))
+    assert scheme_of(first) == (scheme_of(module) if stored_arguments(module) else "")
     data = export_tflite(first, keep_layout=True)
     again = frontend.load(data)
     assert_structural_equal(again["main"], first["main"])
@@ -173,7 +173,7 @@ def test_refused(make: Any, message: str) -> None:
 
 def layer_inputs(module: IRModule) -> dict[str, FloatLayer]:
     """The layers of a dynamic module that quantize at run time, by the tensor that they make."""
-    stored = stored_arguments(module["main"])
+    stored = stored_arguments(module)
     main = tvm.transform.Sequential([ExpandWeights()])(module)["main"]
     return {var.name: layer for var, layer in layers_of(main, stored).items() if layer.grid is not None}
 

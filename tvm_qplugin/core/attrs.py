@@ -41,7 +41,8 @@ SCHEME = "qplugin.scheme"
 """Attribute of ``main``: how the constants of a module that computes in float are stored.
 
 "fp16": as float16 behind ``R.astype``. "dynamic": weights as int8 behind ``R.dequantize``, and the inputs
-of their layers are to be quantized at run time.
+of their layers are to be quantized at run time. "weight_int8", "weight_int4": weights of dense layers as
+arguments of the kernel ``wexpand`` (``core/grouped.py``), and nothing else is quantized.
 """
 
 Params = Mapping[str, Any]

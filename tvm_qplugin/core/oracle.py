@@ -29,6 +29,7 @@ it).
 | qclamp (int16) | q | |
 | qpad (int16) | q | pad_width (before, after per axis, flat), value |
 | qlstm | q, weights and biases of the gates | see ``lstm.py`` |
+| wexpand, wdense | see ``grouped.py`` | depth, group, bits; lo, hi |
 | fconv2d, fdense | as qconv2d, qdense in float32, no multiplier | lo, hi may be null |
 """
 
@@ -41,6 +42,7 @@ import numpy as np
 
 from tvm_qplugin.core.attrs import Params
 from tvm_qplugin.core.fixed_point import multiply
+from tvm_qplugin.core.grouped import wdense, wexpand
 from tvm_qplugin.core.lstm import qlstm
 from tvm_qplugin.core.oracle16 import ORACLE16
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array, centre, mean_offset, requantize, rescale
@@ -259,5 +261,7 @@ ORACLE: dict[str, Oracle] = {
     "qlstm": qlstm,
     "fconv2d": fconv2d,
     "fdense": fdense,
+    "wexpand": wexpand,
+    "wdense": wdense,
     **ORACLE16,
 }

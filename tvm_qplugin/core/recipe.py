@@ -13,9 +13,12 @@ from typing import Any
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
 
-SCHEMES = ("int8", "int16x8", "fp16", "dynamic", "float")
+SCHEMES = ("int8", "int16x8", "fp16", "dynamic", "weight_int8", "weight_int4", "float")
 INTEGER_SCHEMES = ("int8", "int16x8")
-STORAGE_SCHEMES = ("fp16", "dynamic")
+WEIGHT_ONLY = {"weight_int8": (8, 0), "weight_int4": (4, 32)}
+"""Schemes that store the weights of dense layers alone: bits, and weights that share a scale (0: a row)."""
+
+STORAGE_SCHEMES = ("fp16", "dynamic", *WEIGHT_ONLY)
 """Schemes that compute in float, change how weights are stored, and need no calibration."""
 
 
@@ -24,8 +27,8 @@ class Rule:
     """What applies to operators whose output name matches ``scope`` and whose kind is ``op``.
 
     ``scope`` is a regular expression searched in the name, ``op`` a kind such as ``conv2d`` (None:
-    any). Fields left at None change nothing. Data movement (reshape, concat, slices) follows the integer
-    scheme of what it reads, whatever a rule says.
+    any). Fields left at None change nothing; ``group`` is that of ``Recipe``. Data movement (reshape, concat,
+    slices) follows the integer scheme of what it reads, whatever a rule says.
     """
 
     scope: str = ""
@@ -34,9 +37,11 @@ class Rule:
     observer: str | None = None
     per_channel: bool | None = None
     reduce_range: bool | None = None
+    group: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what would silently match nothing."""
+        _check_group(self.group)
         try:
             re.compile(self.scope)
         except re.error as error:
@@ -60,6 +65,7 @@ class Choice:
     observer: str
     per_channel: bool
     reduce_range: bool
+    group: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class Recipe:
     by factors moved between layers, ``smooth``: spread of channels moves from activations into weights
     (SmoothQuant, for transformers); all need samples, not only their ranges. ``reduce_range``: weights of
     int8 layers, but for depthwise ones, keep to [-64, 64]: less exact, and faster with AVX2 without VNNI.
+    ``group``: how many weights along the reduction share a scale in the schemes ``weight_int8`` and
+    ``weight_int4``; 0: all of an output, None: 0 and 32.
     """
 
     name: str = "int8"
@@ -85,9 +93,11 @@ class Recipe:
     equalize: bool = False
     smooth: bool = False
     reduce_range: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         """Check the schemes."""
+        _check_group(self.group)
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
         wanted = [self.reduce_range, *(rule.reduce_range for rule in self.rules)]
@@ -100,6 +110,13 @@ class Recipe:
             raise RecipeError(
                 f"recipe {self.name!r} corrects biases, rounds adaptively, equalizes or smooths, which "
                 f"scheme {self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+            )
+
+        groups = {self.group, *(rule.group for rule in self.rules)} - {None}
+        if groups and self.schemes.isdisjoint(WEIGHT_ONLY):
+            raise RecipeError(
+                f"recipe {self.name!r} has a group and no layer that it is for: use it with scheme "
+                f"{' or '.join(WEIGHT_ONLY)}"
             )
 
     @property
@@ -130,7 +147,7 @@ class Recipe:
 
     def choose(self, kind: str, name: str) -> Choice:
         """The decision for the operator ``kind`` whose output tensor is ``name``."""
-        chosen = {name: getattr(self, name) for name in Choice.__dataclass_fields__}
+        chosen = {key: getattr(self, key) for key in Choice.__dataclass_fields__}
         for rule in self.rules:
             if rule.matches(kind, name):
                 fields = {key: getattr(rule, key) for key in chosen}
@@ -151,6 +168,14 @@ class Recipe:
             raise RecipeError(f"recipe: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from None
 
 
+def _check_group(group: int | None) -> None:
+    if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 0):
+        raise RecipeError(
+            f"group {group!r}: how many weights share a scale was expected, for example 32, or 0 for all of "
+            "an output"
+        )
+
+
 RECIPES: Registry[Recipe] = Registry(
     "recipe",
     {
@@ -159,6 +184,8 @@ RECIPES: Registry[Recipe] = Registry(
         "edgetpu": "tvm_qplugin.core.recipes:EDGETPU",
         "fp16": "tvm_qplugin.core.recipes:FP16",
         "dynamic": "tvm_qplugin.core.recipes:DYNAMIC",
+        "weight_int8": "tvm_qplugin.core.recipes:WEIGHT_INT8",
+        "weight_int4": "tvm_qplugin.core.recipes:WEIGHT_INT4",
         "float": "tvm_qplugin.core.recipes:FLOAT",
     },
 )

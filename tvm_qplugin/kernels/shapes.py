@@ -87,6 +87,8 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "qmaxpool2d": _window,
     "qdense": _dense,
     "fdense": _dense,
+    "wdense": _dense,
+    "wexpand": lambda p, shapes: (p["depth"], shapes[0][0]),
     "qmean": _mean,
     "qlstm": _recurrent,
     "qresize2d": _resized,

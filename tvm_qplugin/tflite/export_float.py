@@ -38,7 +38,7 @@ def export_float(
     CONV_2D, DEPTHWISE_CONV_2D and FULLY_CONNECTED, which then quantize their other input at run time.
     ``every_layer`` as in ``export_lowered``. Raises ModelError for operators without a counterpart.
     """
-    stored = stored_arguments(ir.main_function(mod))
+    stored = stored_arguments(mod)
     expanded = tvm.transform.Sequential([ExpandWeights()])(mod)
     return FloatExport(expanded, stored, per_channel_dense, keep_layout).run(signature, every_layer)
 

@@ -65,7 +65,7 @@ def test_a_dynamic_range_model(litert: Any, files: Any, shared_data: Path) -> No
     """Read as a module of that scheme; simulated as LiteRT computes it, but for softmax's rounding."""
     file = model_of(shared_data, "tiny_kws_dscnn_hybrid_dynrange")
     module = load(file)
-    assert scheme_of(module) == "dynamic" and len(stored_arguments(module["main"])) == 5
+    assert scheme_of(module) == "dynamic" and len(stored_arguments(module)) == 5
     for seed in range(3):
         arrays = files.inputs_of(module, seed)
         (wanted,) = litert.run(file, *arrays).outputs
@@ -137,7 +137,7 @@ def test_float16_constants_stay_float16(litert: Any, files: Any) -> None:
     file = chain(litert, tensors, ("DEQUANTIZE", ["half"], ["w"]), ("MUL", ["x", "w"], ["y"]))
     module = read_tflite(file)
     (x,) = files.inputs_of(module, 0)
-    (stored,) = stored_arguments(module["main"]).values()
+    (stored,) = stored_arguments(module).values()
     assert scheme_of(module) == "fp16" and np.array_equal(stored.array, half)
     np.testing.assert_allclose(build(module).run(x)[0], x * half.astype("float32"), rtol=1e-6)
 
