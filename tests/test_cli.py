@@ -346,12 +346,18 @@ def test_labels_offset_shifts_the_labels(made, tmp_path):
 # --- demo
 
 
-def test_demo_compares_float_and_int8(tmp_path):
+def test_demo_compares_the_schemes(tmp_path):
     found = data("demo", "--keep", tmp_path / "d")
     rows = {row["scheme"]: row for row in found["schemes"]}
-    assert list(rows) == ["float", "int8"]
-    assert rows["int8"]["accuracy"] > 0.97 and rows["int8"]["agreement"] > 0.97
-    assert rows["int8"]["weight_bytes"] < 0.3 * rows["float"]["weight_bytes"]
+    assert list(rows) == ["float", "fp16", "dynamic", "int8", "int8-best", "int16x8"]
+    assert all(row["accuracy"] > 0.97 and row["agreement"] > 0.97 for row in rows.values())
+    weights = {name: row["weight_bytes"] / rows["float"]["weight_bytes"] for name, row in rows.items()}
+    assert weights.pop("float") == 1 and 0.49 < weights.pop("fp16") < 0.51
+    assert all(0.2 < share < 0.3 for share in weights.values())
     assert rows["int8"]["artifact_bytes"] < rows["float"]["artifact_bytes"]
-    assert sorted(os.listdir(tmp_path / "d")) == ["float", "int8", "quantized"]
-    ok("inspect", tmp_path / "d" / "int8")
+    assert {str(path.relative_to(tmp_path / "d")) for path in (tmp_path / "d").glob("*/*")} == {
+        "float/artifact",
+        *(f"{name}/{kind}" for name in rows if name != "float" for kind in ("artifact", "quantized")),
+    }
+    ok("inspect", tmp_path / "d" / "int8" / "artifact")
+    ok("inspect", tmp_path / "d" / "int8-best" / "quantized")
