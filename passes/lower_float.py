@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import KERNEL, MEMBERS, REPORT, Implementation, KernelCall, TensorSpec
+from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import Stored
@@ -32,7 +34,7 @@ class LowerFloat:
 
     ``stored``: constants as they were before they were expanded (``stored_arguments``). Where a weight was
     int8 and one of ``rules`` has a kernel ``dconv2d`` or ``ddense`` for ``target``, that is called, with the
-    weight as it was.
+    weight as it was. Weights and biases that were float16 stay so: the kernels widen what they load.
     """
 
     stored: Mapping[tuple[str, int], Stored] = field(default_factory=dict)
@@ -42,7 +44,7 @@ class LowerFloat:
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``; a module without such layers comes back unchanged."""
         func = ir.main_function(mod)
-        layers = layers_of(func)
+        layers = layers_of(func, {key: found for key, found in self.stored.items() if found.grid is None})
         if not layers:
             return mod
         with ir.Emitter(mod) as out:
@@ -50,7 +52,7 @@ class LowerFloat:
             env = _rewrite(func, layers, dynamic, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
             members = {end.name: [m.name for m in layer.members] for end, layer in layers.items()}
-            attributes = {MEMBERS: json.dumps(members), **_report(func, dynamic)}
+            attributes = {MEMBERS: json.dumps(members), **_report(func, layers, dynamic)}
             return out.finish(outputs, ir.returns_tuple(func), **attributes)
 
     def _dynamic(self, func: relax.Function) -> Dynamic:
@@ -80,8 +82,11 @@ def _dynamic_call(layer: FloatLayer) -> KernelCall | None:
     return KernelCall(name, layer.params, (ir.spec_of(layer.source), *specs), out, arrays)
 
 
-def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
-    """The report, where the layers that quantize their inputs run on integers, with all their members."""
+def _report(func: relax.Function, layers: Mapping[relax.Var, FloatLayer], dynamic: Dynamic) -> dict[str, str]:
+    """The report, with what the layers are computed in and the bytes of weights that are stored small.
+
+    Layers that quantize their inputs run on integers, with all their members.
+    """
     text = (func.attrs or {}).get(REPORT)
     if text is None:
         return {}
@@ -92,6 +97,11 @@ def _report(func: relax.Function, dynamic: Dynamic) -> dict[str, str]:
     }
     for layer, _ in dynamic.values():
         known[layer.members[0].name]["weight_bytes"] = layer.weight.nbytes
+    for layer in layers.values():
+        if layer.halves:
+            size = sum(array.nbytes for array in _constants(layer) if array.dtype == "float16")
+            reason = "computed in float32, stored as float16"
+            known[layer.members[0].name] = {"weight_bytes": size, "reason": reason}
     entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}
 
@@ -126,9 +136,19 @@ def _call(
     return out.emit(relax.call_tir(function, args, end.ty), end.name)
 
 
+def _constants(layer: FloatLayer) -> list[Array]:
+    """Weight and bias in the dtypes that they are stored in; what was float16 is so exactly.
+
+    Infinities are float32: not every target widens them in hardware.
+    """
+    arrays = {1: layer.weight, 2: layer.bias}
+    halves = {index for index in layer.halves if np.isfinite(arrays[index]).all()}
+    return [array.astype("float16") if index in halves else array for index, array in arrays.items()]
+
+
 def _emit(layer: FloatLayer, env: Mapping[relax.Var, relax.Expr], out: ir.Emitter) -> relax.Expr:
     end = layer.members[-1]
-    operands = [env.get(layer.source, layer.source), ir.const(layer.weight), ir.const(layer.bias)]
+    operands = [env.get(layer.source, layer.source), *map(ir.const, _constants(layer))]
     spec: TensorSpec = ir.spec_of(end)
     func = build_kernel(layer.kernel, layer.params, [ir.spec_of(operand) for operand in operands], spec)
     ty = relax.TensorType(spec.shape, spec.dtype)

@@ -73,7 +73,12 @@ def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
-    stored = stored_arguments(ir.main_function(mod)) if scheme_of(mod) == "dynamic" else {}
+    dynamic = scheme_of(mod) == "dynamic"
+    stored = {
+        key: found
+        for key, found in stored_arguments(ir.main_function(mod)).items()
+        if dynamic or found.grid is None
+    }
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
