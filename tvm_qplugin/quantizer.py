@@ -13,10 +13,10 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import RECOVERABLE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.expand_weights import scheme_of
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.pipeline import (
@@ -27,7 +27,7 @@ from tvm_qplugin.pipeline import (
     storage_passes,
     stored_layers,
 )
-from tvm_qplugin.samples import Sample
+from tvm_qplugin.samples import Sample, numbered
 from tvm_qplugin.targets import find_profile
 
 UNSEEN = "qplugin.data_free"
@@ -52,8 +52,8 @@ def quantize_module(
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
-    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
-    scheme comes back as it is.
+    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it, unless accuracy
+    shall be won back; a module of that scheme comes back as it is.
 
     ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table; with
     ``accuracy="best"`` (see ``best.quantize_best``) there must be others ``held_back``. The target's
@@ -72,8 +72,16 @@ def quantize_module(
     module = rewritten(module, profile)
     if chosen.storage:
         _check_device(chosen, profile)
-        passes = storage_passes(chosen, io)
-        return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
+        storage_passes(chosen, io)
+        if scheme_of(module) == chosen.storage:
+            return module
+        if (chosen.recovers or accuracy) and samples is None:
+            samples, held_back = _collected(module, calibration, limit, accuracy)
+        if accuracy:
+            return quantize_best(
+                module, chosen, profile, None, samples or (), held_back or (), progress=progress
+            )
+        return stored(module, chosen, samples, progress)
     ending = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
     if isinstance(calibration, str) and calibration == DATA_FREE:
         quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
@@ -146,10 +154,10 @@ def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:
     """Raise RecipeError unless ``accuracy`` is None, or "best" with a recipe that it can improve."""
     if accuracy not in (None, "best"):
         raise RecipeError(f"accuracy={accuracy!r}: 'best' or None was expected")
-    if accuracy and recipe.scheme not in INTEGER_SCHEMES:
+    if accuracy and recipe.scheme not in RECOVERABLE_SCHEMES:
         raise RecipeError(
-            f"accuracy='best' searches among integer models, and recipe {recipe.name!r} computes in float: "
-            f"use scheme {' or '.join(INTEGER_SCHEMES)}"
+            f"accuracy='best' searches among models with integer weights, and recipe {recipe.name!r} keeps "
+            f"float ones: use scheme {' or '.join(RECOVERABLE_SCHEMES)}"
         )
 
 
@@ -194,6 +202,46 @@ def converted(
         correct_bias=recipe.correct_bias,
         progress=progress,
     )
+
+
+def stored(
+    module: IRModule, recipe: Recipe, samples: Sequence[Sample] | None = None, progress: bool = False
+) -> IRModule:
+    """Canonical float module -> module of a scheme that computes in float, its accuracy won back."""
+    from tvm_qplugin.equalization import equalize
+    from tvm_qplugin.recovery import recover_stored
+
+    module = tvm.transform.Sequential([ExpandWeights()])(module)
+    if recipe.equalize:
+        module = equalize(module, samples or ())
+    result: IRModule = tvm.transform.Sequential(storage_passes(recipe))(module)
+    if not (recipe.adaptive_rounding or recipe.correct_bias):
+        return result
+    return recover_stored(
+        result,
+        module,
+        samples or (),
+        adaptive_rounding=recipe.adaptive_rounding,
+        correct_bias=recipe.correct_bias,
+        progress=progress,
+    )
+
+
+def _collected(
+    module: IRModule, calibration: Any, limit: int | None, accuracy: str | None
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples to work with, and those held back to judge by."""
+    from tvm_qplugin.best import Split
+
+    if calibration is None:
+        raise CalibrationError(
+            "winning accuracy back needs samples: pass calibration=samples (an iterable of arrays)"
+        )
+    split = Split.of(module)
+    offer = split.offer if accuracy else split.kept.offer
+    for _, sample in numbered(calibration, limit):
+        offer(sample)
+    return split.kept.samples, split.held.samples
 
 
 def _check_device(recipe: Recipe, profile: TargetProfile) -> None:

@@ -18,6 +18,9 @@ INTEGER_SCHEMES = ("int8", "int16x8")
 STORAGE_SCHEMES = ("fp16", "dynamic")
 """Schemes that compute in float, change how weights are stored, and need no calibration."""
 
+RECOVERABLE_SCHEMES = (*INTEGER_SCHEMES, "dynamic")
+"""Schemes with integer weights, whose errors biases and rounding can make up for."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -85,10 +88,10 @@ class Recipe:
         """Check the schemes."""
         if self.scheme not in SCHEMES:
             raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
-        if self.recovers and not self.integer:
+        if self.recovers and self.schemes.isdisjoint(RECOVERABLE_SCHEMES):
             raise RecipeError(
                 f"recipe {self.name!r} corrects biases, rounds adaptively or equalizes, which scheme "
-                f"{self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"{self.scheme} has no use for: choose one of {', '.join(RECOVERABLE_SCHEMES)}"
             )
 
     @property
