@@ -362,3 +362,66 @@ def test_demo_compares_the_schemes(tmp_path):
     }
     ok("inspect", tmp_path / "d" / "int8" / "artifact")
     ok("inspect", tmp_path / "d" / "int8-best" / "quantized")
+
+
+# --- inspect: planned schemes
+
+
+def planned(*args: object) -> dict[str, dict]:
+    """The operators of the demo's model by name, without its scheme's prefix."""
+    return {entry["name"]: entry for entry in data("inspect", MODEL, *args)["operators"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme", "reason"),
+    [
+        ("int16x8", "int16x8", None),
+        ("fp16", "fp16", "float16 weights, computed in float32"),
+        ("float", "float", "the recipe keeps it in float"),
+    ],
+)
+def test_inspect_says_the_planned_scheme(recipe, scheme, reason):
+    operators = planned("--recipe", recipe)
+    assert {(o["scheme"], o["reason"]) for o in operators.values() if o["op"] in ("conv2d", "dense")} == {
+        (scheme, reason)
+    }
+
+
+def test_inspect_plans_layers_that_quantize_at_run_time():
+    """Small weights stay float; without VNNI there is no kernel for the others."""
+    for target, integer in (("x86-64-v4-vnni", True), ("x86-64", False)):
+        operators = planned("--recipe", "dynamic", "--target", target)
+        dynamic = [o for o in operators.values() if o["scheme"] == "dynamic"]
+        assert len(dynamic) == 5 and {o["integer"] for o in dynamic} == {integer}
+        assert {o["reason"] for o in dynamic} == {
+            None if integer else "int8 weights, computed in float32: no kernel here"
+        }
+        reasons = [o["reason"] for o in operators.values() if o["scheme"] == "float"]
+        assert "its weight has 288 elements, fewer than 1024" in reasons
+
+
+def test_inspect_plans_mixed_recipes(tmp_path):
+    rules = [{"op": "dense", "scheme": "fp16"}, {"scope": "depthwise2", "scheme": "int16x8"}]
+    rules += [{"scope": "first", "scheme": "dynamic"}]
+    (tmp_path / "mixed.json").write_text(json.dumps({"name": "mixed", "scheme": "int8", "rules": rules}))
+    operators = planned("--recipe", tmp_path / "mixed.json")
+    assert operators["logits"]["scheme"] == "fp16"
+    assert {o["scheme"] for name, o in operators.items() if "depthwise2" in name} == {"int16x8"}
+    assert {o["scheme"] for name, o in operators.items() if "first" in name} == {"dynamic"}
+    assert "int8" in {o["scheme"] for o in operators.values()}
+
+
+def test_inspect_says_what_a_target_refuses():
+    operators = planned("--recipe", "dynamic", "--target", "edgetpu")
+    assert {o["scheme"] for o in operators.values()} == {"float"}
+    assert all("edgetpu runs integers" in o["reason"] for o in operators.values())
+
+
+def test_inspect_knows_the_schemes_of_what_was_made(tmp_path):
+    for recipe in ("fp16", "dynamic"):
+        ok("quantize", MODEL, "--recipe", recipe, "-o", tmp_path / recipe)
+        ok("build", tmp_path / recipe, "-o", tmp_path / f"{recipe}-a")
+        for place in (recipe, f"{recipe}-a"):
+            entries = data("inspect", tmp_path / place)["operators"]
+            found = [entry for entry in entries if entry["scheme"] == recipe and entry["weight_bytes"]]
+            assert len(found) >= 5

@@ -15,7 +15,7 @@ from tvm_qplugin import demo as embedded
 from tvm_qplugin import report
 from tvm_qplugin.console import bar, say, step
 from tvm_qplugin.core.recipe import find_recipe
-from tvm_qplugin.inspection import describe_module, planned, read_module
+from tvm_qplugin.inspection import describe_module, read_module
 from tvm_qplugin.outputs import check_artifact_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
 from tvm_qplugin.workflow import Quantization
@@ -120,11 +120,12 @@ def _module(scheme: Scheme) -> tuple[IRModule, CalibrationTable | None]:
 
 
 def _weight_bytes(module: IRModule, scheme: Scheme) -> int:
+    from tvm_qplugin.planning import planned
     from tvm_qplugin.targets import find_profile
 
     profile = find_profile("host")
     if scheme.recipe is None:
-        return sum(op.weight_bytes for op in planned(module, find_recipe("float"), profile))
+        return sum(op.weight_bytes for op in planned(module, find_recipe("float"), profile).operators)
     return sum(op.weight_bytes for op in describe_module(module, profile).operators)
 
 

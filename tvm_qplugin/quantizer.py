@@ -71,7 +71,7 @@ def quantize_module(
     QuantizeIO(io)
     module = rewritten(module, profile)
     if chosen.storage:
-        _check_device(chosen, profile)
+        check_device(chosen, profile)
         storage_passes(chosen, io)
         if scheme_of(module) == chosen.storage:
             return module
@@ -156,8 +156,8 @@ def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:
         raise RecipeError(f"accuracy={accuracy!r}: 'best' or None was expected")
     if accuracy and recipe.scheme not in RECOVERABLE_SCHEMES:
         raise RecipeError(
-            f"accuracy='best' searches among models with integer weights, and recipe {recipe.name!r} keeps "
-            f"float ones: use scheme {' or '.join(RECOVERABLE_SCHEMES)}"
+            f"accuracy='best' searches among models with integer weights, and recipe {recipe.name!r} "
+            f"computes in float with float16 or float32 ones: use scheme {' or '.join(RECOVERABLE_SCHEMES)}"
         )
 
 
@@ -244,8 +244,9 @@ def _collected(
     return split.kept.samples, split.held.samples
 
 
-def _check_device(recipe: Recipe, profile: TargetProfile) -> None:
-    if profile.artifact == "tflite":
+def check_device(recipe: Recipe, profile: TargetProfile) -> None:
+    """Raise RecipeError for a recipe that computes in float and a device that does not."""
+    if recipe.storage and profile.artifact == "tflite":
         raise RecipeError(
             f"recipe {recipe.name!r} computes in float, and {profile.name} runs integers: use recipe "
             f"{profile.recipe!r}, or leave the target out for a file for any LiteRT"
