@@ -77,6 +77,13 @@ class Stored:
         """The elements, and the scales of groups."""
         return (self.array,) if self.grouped is None else self.grouped.arrays
 
+    @property
+    def scheme(self) -> str:
+        """Which scheme stores constants so."""
+        if self.grouped is not None:
+            return f"weight_int{self.grouped.bits}"
+        return "fp16" if self.grid is None else "dynamic"
+
     def real(self) -> Array:
         """The float32 values that it stands for."""
         if self.grouped is not None:

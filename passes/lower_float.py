@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import IRModule
@@ -13,6 +14,7 @@ from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import KERNEL, MEMBERS, REPORT, Implementation, KernelCall, TensorSpec
 from tvm_qplugin.core.once import Once
+from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.kernels import build_kernel
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import Stored
@@ -33,7 +35,8 @@ class LowerFloat:
 
     ``stored``: constants as they were before they were expanded (``stored_arguments``). Where a weight was
     int8 and one of ``rules`` has a kernel ``dconv2d`` or ``ddense`` for ``target``, that is called, with the
-    weight as it was. Dense layers whose weight has scales of groups become ``wdense``, whatever the target.
+    weight as it was. Weights and biases that were float16 stay so: the kernels widen what they load. Dense
+    layers whose weight has scales of groups become ``wdense``, whatever the target.
     """
 
     stored: Mapping[tuple[str, int], Stored] = field(default_factory=dict)
@@ -43,12 +46,11 @@ class LowerFloat:
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
         """Rewrite ``main``; a module without such layers comes back unchanged."""
         func = ir.main_function(mod)
-        layers = layers_of(func)
+        layers = layers_of(func, {key: found for key, found in self.stored.items() if found.grid is None})
         if not layers:
             return mod
         with ir.Emitter(mod) as out:
             dynamic = self._dynamic(func)
-            layers |= {end: layer for end, layer in self._known(func).items() if layer.grouped}
             env = _rewrite(func, layers, dynamic, out)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
             members = {end.name: [m.name for m in layer.members] for end, layer in layers.items()}
@@ -87,9 +89,9 @@ def _dynamic_call(layer: FloatLayer) -> KernelCall | None:
 
 
 def _report(func: relax.Function, layers: Mapping[relax.Var, FloatLayer], dynamic: Dynamic) -> dict[str, str]:
-    """The report, where the layers that quantize their inputs run on integers, with all their members.
+    """The report, with what the layers are computed in and the bytes of weights that are stored small.
 
-    Of those whose weights have scales of groups it tells the kernel and the bytes.
+    Layers that quantize their inputs run on integers, with all their members.
     """
     text = (func.attrs or {}).get(REPORT)
     if text is None:
@@ -103,10 +105,11 @@ def _report(func: relax.Function, layers: Mapping[relax.Var, FloatLayer], dynami
     for layer, _ in dynamic.values():
         known[layer.members[0].name]["weight_bytes"] = once.bytes(layer.weight)
     for layer in layers.values():
-        if layer.grouped is not None:
-            bits, size = layer.grouped.bits, sum(map(once.bytes, layer.grouped.arrays))
-            reason = f"computed in float32 with a weight of int{bits}"
-            known[layer.members[0].name] = {"kernel": "wdense", "weight_bytes": size, "reason": reason}
+        reason, arrays = _storage(layer)
+        if reason:
+            size = sum(map(once.bytes, arrays))
+            kernel = layer.kernel if layer.grouped is None else "wdense"
+            known[layer.members[0].name] = {"kernel": kernel, "weight_bytes": size, "reason": reason}
     entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}
 
@@ -141,12 +144,31 @@ def _call(
     return out.emit(relax.call_tir(function, args, end.ty), end.name)
 
 
+def _storage(layer: FloatLayer) -> tuple[str, Sequence[Array]]:
+    """How weights are stored that are not float32, and their arrays."""
+    if layer.grouped is not None:
+        return f"computed in float32 with a weight of int{layer.grouped.bits}", layer.grouped.arrays
+    halves = [array for array in _constants(layer) if array.dtype == "float16"]
+    return "computed in float32, stored as float16" if halves else "", halves
+
+
+def _constants(layer: FloatLayer) -> list[Array]:
+    """Weight and bias in the dtypes that they are stored in; what was float16 is so exactly.
+
+    Infinities are float32: not every target widens them in hardware.
+    """
+    arrays = {1: layer.weight, 2: layer.bias}
+    halves = {index for index in layer.halves if np.isfinite(arrays[index]).all()}
+    return [array.astype("float16") if index in halves else array for index, array in arrays.items()]
+
+
 def _emit(layer: FloatLayer, env: Mapping[relax.Var, relax.Expr], out: ir.Emitter) -> relax.Expr:
     end, stored = layer.members[-1], layer.grouped
-    weights = [layer.weight] if stored is None else [stored.codes, stored.scale]
+    constants = _constants(layer)
+    weights = constants[:1] if stored is None else stored.arrays
     kernel = layer.kernel if stored is None else "wdense"
     params = layer.params if stored is None else {**layer.params, **stored.params}
-    operands = [env.get(layer.source, layer.source), *map(ir.const, weights), ir.const(layer.bias)]
+    operands = [env.get(layer.source, layer.source), *map(ir.const, weights), ir.const(constants[1])]
     spec: TensorSpec = ir.spec_of(end)
     func = build_kernel(kernel, params, [ir.spec_of(operand) for operand in operands], spec)
     ty = relax.TensorType(spec.shape, spec.dtype)

@@ -164,6 +164,11 @@ def architecture(target: Target) -> str:
     return triple.split("-")[0]
 
 
+def widens_halves(target: Target) -> bool:
+    """Whether the target has an instruction from float16 to float32; of x86 not every one has."""
+    return "x86" not in architecture(target) or bool(target_has_features(["f16c"], target))
+
+
 def vector_bytes(target: Target) -> int:
     """Width of a vector register: 64 with AVX-512, 32 with AVX2, else 16."""
     for features, width in ((["avx512f", "avx512bw"], 64), (["avx2"], 32)):

@@ -7,7 +7,7 @@ which LLVM maps to what the target has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
@@ -16,16 +16,17 @@ from tvm.target import Target
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, encode_params
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.kernels.arith import Expr, finish
+from tvm_qplugin.kernels.arith import Expr, finish, single, wide
 from tvm_qplugin.kernels.conv import bounded
 from tvm_qplugin.kernels.movement import pad
-from tvm_qplugin.schedules.cpu_blocks import architecture, blocks, cores, vector_bytes
+from tvm_qplugin.schedules.cpu_blocks import architecture, blocks, cores, vector_bytes, widens_halves
 from tvm_qplugin.schedules.cpu_loops import PARALLEL_WORK, schedule_spatial
 from tvm_qplugin.schedules.cpu_pack import Plan, packed, plan
 
 NAMES = ("qconv2d", "fconv2d", "qdense", "fdense")
 _LOG = logging.getLogger(__name__)
 DENSE = ("qdense", "fdense")
+Wider = Callable[[Expr], Expr]
 
 
 def rule(call: KernelCall, target: Target) -> Implementation | None:
@@ -46,7 +47,7 @@ def rule(call: KernelCall, target: Target) -> Implementation | None:
     if constants is None:
         return None
     try:
-        func = _schedule(_define(call, tile, constants), call, tile, target)
+        func = _schedule(_define(call, tile, constants, widens_halves(target)), call, tile, target)
     except s_tir.ScheduleError as error:
         _LOG.warning("%s %s: generic schedule instead, %s", call.name, call.args[0].shape, error)
         return None
@@ -54,36 +55,41 @@ def rule(call: KernelCall, target: Target) -> Implementation | None:
     return Implementation(func.with_attrs({**tags, "tirx.is_scheduled": True}), (0, *constants))
 
 
-def _define(call: KernelCall, tile: Plan, constants: Sequence[Array]) -> tirx.PrimFunc:
+def _define(call: KernelCall, tile: Plan, constants: Sequence[Array], native: bool) -> tirx.PrimFunc:
     x = te.placeholder(call.args[0].shape, call.args[0].dtype, name="x")
     packs = [te.placeholder(c.shape, str(c.dtype), name=n) for c, n in zip(constants, "wbm", strict=False)]
-    acc = _dense(call, tile, x, packs[0]) if call.name in DENSE else _conv(call, tile, x, packs[0])
+    make = _dense if call.name in DENSE else _conv
+    acc = make(call, tile, x, packs[0], (lambda w: single(w, native)) if _single(call) else wide)
     bias, factor = packs[1], packs[2] if len(packs) > 2 else None
 
     def element(*i: Expr) -> Expr:
-        total = acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes) + bias[i[-1]]
+        total = acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes)
         if factor is None:
-            return bounded(call.params, total)
-        return finish(total, factor[i[-1]], call.params, call.out.dtype)
+            return bounded(call.params, total + single(bias[i[-1]], native))
+        return finish(total + bias[i[-1]], factor[i[-1]], call.params, call.out.dtype)
 
     return te.create_prim_func([x, *packs, te.compute(call.out.shape, element, name="out")])
 
 
-def _dense(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor) -> te.Tensor:
-    kind = "float32" if call.out.dtype == "float32" else "int32"
+def _single(call: KernelCall) -> bool:
+    """Whether it is computed in float32."""
+    return call.out.dtype == "float32"
+
+
+def _dense(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor, wider: Wider) -> te.Tensor:
     shape = [*call.out.shape[:-2], tile.width] if len(call.out.shape) > 1 else []
     if shape and tile.width != call.out.shape[-2]:
         x = pad(x, [0] * (2 * len(shape) - 1) + [tile.width - call.out.shape[-2], 0, 0], 0)
     k = te.reduce_axis((0, int(w.shape[1])), "k")
 
     def product(*i: Expr) -> Expr:
-        return te.sum(x(*i[:-2], k).astype(kind) * w[i[-2], k, i[-1]].astype(kind), axis=k)
+        return te.sum(wider(x(*i[:-2], k)) * wider(w[i[-2], k, i[-1]]), axis=k)
 
     return te.compute([*shape, w.shape[0], tile.lanes], product, name="acc")
 
 
-def _conv(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor) -> te.Tensor:
-    p, kind = call.params, "float32" if call.out.dtype == "float32" else "int32"
+def _conv(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor, wider: Wider) -> te.Tensor:
+    p = call.params
     (sh, sw), (dh, dw) = p["strides"], p["dilation"]
     n, oh, _, _ = call.out.shape
     x = _padded(call, tile, x, int(w.shape[0]))
@@ -93,8 +99,8 @@ def _conv(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor) -> te.Tensor
 
     def product(n: Expr, h: Expr, v: Expr, b: Expr, lane: Expr) -> Expr:
         c = b * tile.lanes + lane if tile.depthwise else axes[2]
-        value = x[n, h * sh + axes[0] * dh, v * sw + axes[1] * dw, c].astype(kind)
-        return te.sum(value * w(b, *axes, lane).astype(kind), axis=axes)
+        value = x[n, h * sh + axes[0] * dh, v * sw + axes[1] * dw, c]
+        return te.sum(wider(value) * wider(w(b, *axes, lane)), axis=axes)
 
     return te.compute((n, oh, tile.width, w.shape[0], tile.lanes), product, name="acc")
 
@@ -109,7 +115,7 @@ def _padded(call: KernelCall, tile: Plan, x: te.Tensor, blocks_out: int) -> te.T
     channels = blocks_out * tile.lanes - c if tile.depthwise else 0
     if not (top or left or bottom or right or channels):
         return x
-    value = 0 if call.out.dtype == "float32" else p["in_zp"]
+    value = 0 if _single(call) else p["in_zp"]
     return pad(x, (0, 0, top, bottom, left, right, 0, channels), value)
 
 

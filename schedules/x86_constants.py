@@ -18,10 +18,14 @@ from tvm_qplugin.schedules.x86_pack import Requantization
 
 @dataclass(frozen=True)
 class Constants:
-    """Named sections of a flat vector. ``starts`` in bytes; every section has elements of its own dtype."""
+    """Named sections of a flat vector. ``starts`` in bytes; every section has elements of its own dtype.
+
+    ``halves``: the sections of float16, which are read as float32.
+    """
 
     data: Array
     starts: Mapping[str, int]
+    halves: frozenset[str] = frozenset()
 
     @classmethod
     def join(cls, **sections: Array) -> Constants:
@@ -31,23 +35,26 @@ class Constants:
         flat = [np.ascontiguousarray(section).reshape(-1) for section in sections.values()]
         ends = np.cumsum([0, *(a.nbytes for a in flat)])
         starts = {name: int(end) for name, end in zip(sections, ends[:-1], strict=True)}
-        return cls(np.concatenate([a.view(flat[0].dtype) for a in flat]), starts)
+        halves = frozenset(name for name, section in sections.items() if section.dtype == "float16")
+        return cls(np.concatenate([a.view(flat[0].dtype) for a in flat]), starts, halves)
 
     def reader(self, buffer: Buffer | None) -> Reader:
         """For a kernel that has ``data`` as an argument, of which ``buffer`` is a flat view."""
-        return Reader(str(self.data.dtype), self.starts, buffer)
+        return Reader(str(self.data.dtype), self.starts, buffer, self.halves)
 
 
 @dataclass(frozen=True)
 class Reader:
     """Reads the sections inside a kernel.
 
-    ``dtype``, ``starts``: of the ``Constants``; ``buffer``: a flat view of the argument, None if it has none.
+    ``dtype``, ``starts``, ``halves``: of the ``Constants``; ``buffer``: a flat view of the argument, None if
+    it has none.
     """
 
     dtype: str
     starts: Mapping[str, int]
     buffer: Buffer | None
+    halves: frozenset[str] = frozenset()
 
     @property
     def item(self) -> int:
@@ -56,6 +63,10 @@ class Reader:
 
     def vector(self, name: str, index: Index, lanes: int, dtype: str) -> Expr:
         """``lanes`` elements of a section from element ``index`` on."""
+        if name in self.halves and dtype == "float32":
+            return T.Cast(
+                dtype if lanes == 1 else f"{dtype}x{lanes}", self.vector(name, index, lanes, "float16")
+            )
         item, size = self.item, np.dtype(dtype).itemsize
         at = self.starts[name] // item + index * (size // item)
         value = load(self.buffer, at, lanes * size // item)

@@ -122,7 +122,7 @@ def _numbers(call: KernelCall) -> tuple[Finish, Mapping[str, Array]] | None:
     weights, shape = np.asarray(call.constants[1]), call.args[1].shape[:1]
     bias = np.broadcast_to(np.asarray(call.constants[2]), shape)
     if call.name == "fconv2d":
-        return FloatClamp(call.params.get("lo"), call.params.get("hi")), {"bias": bias.astype("float32")}
+        return FloatClamp(call.params.get("lo"), call.params.get("hi")), {"bias": bias}
     factor = np.broadcast_to(np.asarray(call.constants[3], "float32"), shape)
     folded = fold_zero_point(weights, bias, int(call.params["in_zp"]))
     if folded is None:

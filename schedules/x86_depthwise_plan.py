@@ -322,7 +322,8 @@ def pack_weights(weights: Array, w: Window, b: Blocks, isa: Isa, plan: WeightPla
     channels = _stored(b, isa) % w.channels
     parts = []
     for plane in plan.planes:
-        block = np.zeros((w.kernel[1], *channels.shape, isa.depth), weight_dtype(isa))
+        dtype = weights.dtype if isa.depth == 1 else weight_dtype(isa)
+        block = np.zeros((w.kernel[1], *channels.shape, isa.depth), dtype)
         for t, tap in enumerate(plane):
             if tap is not None:
                 block[..., t] = np.moveaxis(weights[channels, tap], -1, 0)

@@ -52,6 +52,7 @@ class _Form:
     epilogue: Epilogue
     residual: tuple[TensorSpec, ...]
     starts: tuple[tuple[str, int], ...]
+    halves: frozenset[str]
 
 
 def implement(
@@ -65,7 +66,8 @@ def implement(
     starts = tuple(constants.starts.items())
     others = _residuals(call)
     residual = tuple(call.args[i] for i in others)
-    form = _Form(call.name, call.args[0], packed, call.out, isa, geometry, tile, epilogue, residual, starts)
+    shapes = call.args[0], packed, call.out
+    form = _Form(call.name, *shapes, isa, geometry, tile, epilogue, residual, starts, constants.halves)
     func = _function(form).with_attr(KERNEL, call.name).with_attr(PARAMS, encode_params(call.params))
     return Implementation(func, (0, *others, constants.data))
 
@@ -85,7 +87,7 @@ def _residuals(call: KernelCall) -> tuple[int, ...]:
 def _body(form: _Form) -> None:
     geometry = form.geometry
     source, *residual, packed, out = arguments([form.source, *form.residual, form.packed, form.out])
-    dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed)
+    dtype, reader = form.source.dtype, Reader(form.packed.dtype, dict(form.starts), packed, form.halves)
     if geometry.scratch:
         pad = reader.scalar("fill_in", geometry.scratch.dtype)
         source = padded_copy(geometry.scratch, source, dtype, pad)

@@ -106,8 +106,8 @@ class Plan:
 
     def _implement_float(self, tile: Tile) -> Implementation:
         call, geometry = self.call, self.geometry
-        weights = np.asarray(call.constants[1], "float32")
-        bias = np.broadcast_to(np.asarray(call.constants[2], "float32"), (weights.shape[0],))
+        weights = np.asarray(call.constants[1])
+        bias = np.broadcast_to(np.asarray(call.constants[2]), (weights.shape[0],))
         epilogue = FloatEpilogue(call.params.get("lo"), call.params.get("hi"))
         constants = Constants.join(
             weights=pack_weights(weights, geometry), bias=pack_channels(bias, geometry)
@@ -135,4 +135,10 @@ def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     if "add" in call.params and call.out.dtype == "int16":
         return False
     dtypes = (call.args[1].dtype, call.out.dtype)
-    return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))
+    return dtypes in (
+        ("int8", "uint8"),
+        ("int8", "int8"),
+        ("int8", "int16"),
+        ("float32", "float32"),
+        ("float16", "float32"),
+    )

@@ -60,7 +60,8 @@ class Kernel:
 
     def weights(self, at: Index) -> Expr:
         """The packed weights of one multiply, from element ``at``; they stand first among the constants."""
-        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, self.constants.dtype)
+        dtype = "float32" if self.constants.dtype == "float16" else self.constants.dtype
+        return self.constants.vector("weights", at, self.isa.lanes * self.isa.depth, dtype)
 
     def bias(self, block: Index) -> Expr:
         """What the accumulators of a vector of channels start from."""

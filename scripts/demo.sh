@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The embedded demo, from a fresh clone: float against int8. Arguments go to `tvm-qplugin demo`.
+# The embedded demo, from a fresh clone: a model in every scheme. Arguments go to `tvm-qplugin demo`.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 setup

@@ -195,3 +195,18 @@ def test_scores() -> None:
     assert not Score((0.0,) * 4, (20.1, 20.9, 22.2, 22.9)).better_than(base)
     assert Score((), (5.0, 6.0)).agreement is None
     assert Score((), (5.0, 6.0)).better_than(Score((), (4.0, 5.5)))
+
+
+def test_the_scheme_dynamic_takes_the_steps_that_need_no_ranges(module: IRModule) -> None:
+    found = quantize(module, recipe="dynamic", calibration=SAMPLES, accuracy="best")
+    told = attempts_of(found)
+    assert told is not None
+    steps = [attempt["step"] for attempt in told["attempts"]]
+    assert steps[:4] == ["plain", "correct-bias", "equalize", "adaptive-rounding"]
+    assert told["attempts"][0]["why"] == "what the others are compared with"
+    assert all("points" in attempt["why"] for attempt in told["attempts"][1:])
+    kept = [s for i, s in enumerate(SAMPLES) if i % 4 != 3]
+    again = quantize(module, recipe=told["recipe"], calibration=kept)
+    tvm.ir.assert_structural_equal(again["main"].body, found["main"].body)
+    with pytest.raises(CalibrationError, match="samples"):
+        quantize(module, recipe="dynamic", accuracy="best")

@@ -346,12 +346,82 @@ def test_labels_offset_shifts_the_labels(made, tmp_path):
 # --- demo
 
 
-def test_demo_compares_float_and_int8(tmp_path):
+def test_demo_compares_the_schemes(tmp_path):
     found = data("demo", "--keep", tmp_path / "d")
     rows = {row["scheme"]: row for row in found["schemes"]}
-    assert list(rows) == ["float", "int8"]
-    assert rows["int8"]["accuracy"] > 0.97 and rows["int8"]["agreement"] > 0.97
-    assert rows["int8"]["weight_bytes"] < 0.3 * rows["float"]["weight_bytes"]
-    assert rows["int8"]["artifact_bytes"] < rows["float"]["artifact_bytes"]
-    assert sorted(os.listdir(tmp_path / "d")) == ["float", "int8", "quantized"]
-    ok("inspect", tmp_path / "d" / "int8")
+    assert list(rows) == ["float", "fp16", "dynamic", "int8", "int8-best", "int16x8"]
+    assert all(row["accuracy"] > 0.97 and row["agreement"] > 0.97 for row in rows.values())
+    weights = {name: row["weight_bytes"] / rows["float"]["weight_bytes"] for name, row in rows.items()}
+    assert weights.pop("float") == 1 and 0.49 < weights.pop("fp16") < 0.51
+    assert all(0.2 < share < 0.3 for share in weights.values())
+    for name, share in {"fp16": 0.6, "dynamic": 0.4, "int8": 0.4}.items():
+        assert rows[name]["artifact_bytes"] < share * rows["float"]["artifact_bytes"]
+    assert {str(path.relative_to(tmp_path / "d")) for path in (tmp_path / "d").glob("*/*")} == {
+        "float/artifact",
+        *(f"{name}/{kind}" for name in rows if name != "float" for kind in ("artifact", "quantized")),
+    }
+    ok("inspect", tmp_path / "d" / "int8" / "artifact")
+    ok("inspect", tmp_path / "d" / "int8-best" / "quantized")
+
+
+# --- inspect: planned schemes
+
+
+def planned(*args: object) -> dict[str, dict]:
+    """The operators of the demo's model by name, without its scheme's prefix."""
+    return {entry["name"]: entry for entry in data("inspect", MODEL, *args)["operators"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "scheme", "reason"),
+    [
+        ("int16x8", "int16x8", None),
+        ("fp16", "fp16", "float16 weights, computed in float32"),
+        ("float", "float", "the recipe keeps it in float"),
+    ],
+)
+def test_inspect_says_the_planned_scheme(recipe, scheme, reason):
+    operators = planned("--recipe", recipe)
+    assert {(o["scheme"], o["reason"]) for o in operators.values() if o["op"] in ("conv2d", "dense")} == {
+        (scheme, reason)
+    }
+
+
+def test_inspect_plans_layers_that_quantize_at_run_time():
+    """Small weights stay float; without VNNI there is no kernel for the others."""
+    for target, integer in (("x86-64-v4-vnni", True), ("x86-64", False)):
+        operators = planned("--recipe", "dynamic", "--target", target)
+        dynamic = [o for o in operators.values() if o["scheme"] == "dynamic"]
+        assert len(dynamic) == 5 and {o["integer"] for o in dynamic} == {integer}
+        assert {o["reason"] for o in dynamic} == {
+            None if integer else "int8 weights, computed in float32: no kernel here"
+        }
+        reasons = [o["reason"] for o in operators.values() if o["scheme"] == "float"]
+        assert "its weight has 288 elements, fewer than 1024" in reasons
+
+
+def test_inspect_plans_mixed_recipes(tmp_path):
+    rules = [{"op": "dense", "scheme": "fp16"}, {"scope": "depthwise2", "scheme": "int16x8"}]
+    rules += [{"scope": "first", "scheme": "dynamic"}]
+    (tmp_path / "mixed.json").write_text(json.dumps({"name": "mixed", "scheme": "int8", "rules": rules}))
+    operators = planned("--recipe", tmp_path / "mixed.json")
+    assert operators["logits"]["scheme"] == "fp16"
+    assert {o["scheme"] for name, o in operators.items() if "depthwise2" in name} == {"int16x8"}
+    assert {o["scheme"] for name, o in operators.items() if "first" in name} == {"dynamic"}
+    assert "int8" in {o["scheme"] for o in operators.values()}
+
+
+def test_inspect_says_what_a_target_refuses():
+    operators = planned("--recipe", "dynamic", "--target", "edgetpu")
+    assert {o["scheme"] for o in operators.values()} == {"float"}
+    assert all("edgetpu runs integers" in o["reason"] for o in operators.values())
+
+
+def test_inspect_knows_the_schemes_of_what_was_made(tmp_path):
+    for recipe in ("fp16", "dynamic"):
+        ok("quantize", MODEL, "--recipe", recipe, "-o", tmp_path / recipe)
+        ok("build", tmp_path / recipe, "-o", tmp_path / f"{recipe}-a")
+        for place in (recipe, f"{recipe}-a"):
+            entries = data("inspect", tmp_path / place)["operators"]
+            found = [entry for entry in entries if entry["scheme"] == recipe and entry["weight_bytes"]]
+            assert len(found) >= 5

@@ -11,14 +11,16 @@ from tvm_qplugin import recovery
 from tvm_qplugin.api import quantize
 from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.calibrator import calibrate
-from tvm_qplugin.core.errors import CalibrationError
+from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.frontend import load
 from tvm_qplugin.layer_walk import LayerWalk
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.correct_bias import CorrectBias
-from tvm_qplugin.recovery import recover, reservoir_for
+from tvm_qplugin.passes.expand_weights import stored_arguments
+from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
+from tvm_qplugin.recovery import recover, recover_stored, reservoir_for
 from tvm_qplugin.samples import Reservoir
 from tvm_qplugin.simulator import Simulator
 
@@ -197,3 +199,63 @@ def test_no_more_samples_than_fit(module: IRModule, monkeypatch: pytest.MonkeyPa
     assert reservoir_for(module).size == 256
     monkeypatch.setattr(recovery, "MEMORY", 8000)
     assert reservoir_for(module).size == 8000 // (4 * 9 * 9 * 4 + 3 * 9 * 9 * 12)
+
+
+# --- layers in float with int8 weights
+
+
+def dynamic(module: IRModule, **options: Any) -> IRModule:
+    """Also of the smallest weights."""
+    stored = tvm.transform.Sequential([QuantizeDynamic(smallest=1)])(module)
+    return recover_stored(stored, module, SAMPLES, **options) if options else stored
+
+
+def test_dynamic_layers_get_their_float_means(module: IRModule) -> None:
+    """But for the rounding of their inputs, each seeing the corrected layers before it."""
+    names = ["a_sum", "b_conv", "d", "g"]
+    plain, corrected = dynamic(module), dynamic(module, correct_bias=True)
+    wanted, before, after = (channel_means(m, names) for m in (module, plain, corrected))
+    for name in names:
+        assert 3 * np.abs(after[name] - wanted[name]).sum() < np.abs(before[name] - wanted[name]).sum()
+
+
+def channel_means(module: IRModule, names: list[str]) -> dict[str, Array]:
+    """Of the tensors that these layers have in the float module, their biases included."""
+    found = recovery._channel_means(module, [_total(module, name) for name in names], [[s] for s in SAMPLES])
+    return {name: found[_total(module, name)] for name in names}
+
+
+def _total(module: IRModule, name: str) -> str:
+    """The sum behind a product that had no bias before."""
+    defined = {var.name: value for var, value in ir.bindings(module["main"])}
+    return name if name in defined else next(key for key in defined if key.startswith(name))
+
+
+def test_dynamic_rounding_changes_weights_only(module: IRModule) -> None:
+    before, after = dynamic(module), dynamic(module, adaptive_rounding=True, correct_bias=False)
+    old, new = (stored_arguments(m) for m in (before, after))
+    moved = 0
+    for key, constant in old.items():
+        difference = new[key].array.astype("int32") - constant.array
+        moved += int(np.abs(difference).sum())
+        assert constant.grid.scale.tolist() == new[key].grid.scale.tolist()
+    assert moved > 0
+
+
+def test_recovered_dynamic_modules_run_as_the_oracle_says(module: IRModule) -> None:
+    recovered = dynamic(module, correct_bias=True, adaptive_rounding=True)
+    artifact, oracle = build(recovered), Simulator(recovered)
+    for sample in SAMPLES[:3]:
+        np.testing.assert_array_equal(artifact.run(sample)[0], oracle.run(sample)[0])
+
+
+def test_dynamic_without_such_layers_comes_back(module: IRModule) -> None:
+    stored = tvm.transform.Sequential([QuantizeDynamic(smallest=10**6)])(module)
+    assert recover_stored(stored, module, SAMPLES).same_as(stored)
+
+
+def test_dynamic_needs_samples_to_recover(module: IRModule) -> None:
+    with pytest.raises(CalibrationError, match="samples"):
+        quantize(module, recipe=Recipe("mine", "dynamic", correct_bias=True))
+    with pytest.raises(RecipeError, match="fp16 has no use for"):
+        Recipe("mine", "fp16", correct_bias=True)

@@ -19,7 +19,7 @@ from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.judge import Judge, Score
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.smooth_quant import smoothable
-from tvm_qplugin.quantizer import annotated, converted
+from tvm_qplugin.quantizer import annotated, converted, stored
 from tvm_qplugin.recovery import reservoir_for
 from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of
 
@@ -85,7 +85,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One step: how good the module was with it, whether it was kept, why if it could not be tried."""
+    """One step: how good the module was with it, whether and why it was kept.
+
+    ``error``: why it could not be tried.
+    """
 
     step: str
     about: str
@@ -94,6 +97,7 @@ class Attempt:
     kept: bool
     seconds: float
     error: str = ""
+    why: str = ""
 
 
 @dataclass
@@ -121,7 +125,7 @@ def quantize_best(
     module: IRModule,
     recipe: Recipe,
     profile: TargetProfile,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     samples: Sequence[Sample],
     held_back: Sequence[Sample],
     *,
@@ -130,8 +134,9 @@ def quantize_best(
     """The QDQ module (float inputs and outputs) of the best recipe found, with the attribute ``ATTEMPTS``.
 
     ``module``: the canonical float module, ``table``: its ranges, with the histograms of ``HISTOGRAM`` where
-    ranges shall be searched. ``samples`` are for recovery, ``held_back`` for judging. Ctrl-C
-    stops the search: the best module so far is given. Raises CalibrationError for too few samples.
+    ranges shall be searched (None for a scheme that needs no ranges). ``samples`` are for recovery,
+    ``held_back`` for judging. Ctrl-C stops the search: the best module so far is given. Raises
+    CalibrationError for too few samples.
     """
     if not samples or not held_back:
         raise CalibrationError(
@@ -157,6 +162,7 @@ def quantize_best(
 def _open_steps(search: Search, func: relax.Function) -> Iterator[Step]:
     """Steps that have not been tried with the recipe as it is at the moment."""
     steps = [step for step in STEPS if step.applies(func)]
+    steps = [step for step in steps if not (search.recipe.storage and "observer" in step.change)]
     tried: dict[str, Recipe] = {}
     for _ in range(ROUNDS):
         for step in steps:
@@ -171,7 +177,7 @@ def _try(
     step: Step,
     module: IRModule,
     profile: TargetProfile,
-    table: CalibrationTable,
+    table: CalibrationTable | None,
     samples: Sequence[Sample],
     judge: Judge,
     progress: bool,
@@ -181,22 +187,49 @@ def _try(
     recipe = replace(search.recipe, **step.change)
     score, error, quantized = None, "", None
     try:
-        _, annotation = annotated(module, recipe, profile)
-        ranges = table.seen_by(annotation.observers())
-        quantized = converted(module, recipe, profile, ranges, samples, progress)
+        if progress:
+            say(f"{step.name}: {step.about} ...", "dim")
+        quantized = _made(module, recipe, profile, table, samples, progress)
         score = judge.score(quantized)
     except CalibrationError as problem:
         if step is PLAIN:
             raise
         error = str(problem)
     kept = score is not None and (search.score is None or score.better_than(search.score))
+    why = error or _why(score, search.score, kept)
     if kept:
         search.recipe, search.module, search.score = recipe, quantized, score
     agreement, sqnr = (None, None) if score is None else (score.agreement, score.sqnr_db)
     seconds = time.perf_counter() - start
-    search.attempts.append(Attempt(step.name, step.about, agreement, sqnr, kept, seconds, error))
+    search.attempts.append(Attempt(step.name, step.about, agreement, sqnr, kept, seconds, error, why))
     if progress:
         say(line_of(search.attempts[-1]), "" if kept else "dim")
+
+
+def _made(
+    module: IRModule,
+    recipe: Recipe,
+    profile: TargetProfile,
+    table: CalibrationTable | None,
+    samples: Sequence[Sample],
+    progress: bool,
+) -> IRModule:
+    if table is None:
+        return stored(module, recipe, samples, progress)
+    _, annotation = annotated(module, recipe, profile)
+    ranges = table.seen_by(annotation.observers())
+    return converted(module, recipe, profile, ranges, samples, progress)
+
+
+def _why(score: Score | None, best: Score | None, kept: bool) -> str:
+    """What the decision was taken from: the differences to the best module before."""
+    if score is None or best is None:
+        return "what the others are compared with"
+    parts = [f"SQNR {score.sqnr_db - best.sqnr_db:+.2f} dB"]
+    if score.agreement is not None and best.agreement is not None:
+        parts.insert(0, f"agreement {100 * (score.agreement - best.agreement):+.1f} points")
+    verdict = "more gain than loss" if kept else "no more gain than loss"
+    return f"{', '.join(parts)}: {verdict}"
 
 
 def attempts_of(module: IRModule) -> dict[str, Any] | None:
@@ -211,4 +244,5 @@ def line_of(attempt: Attempt) -> str:
         "-" if attempt.agreement is None else f"{100 * attempt.agreement:.1f} %", attempt.sqnr_db or 0.0
     )
     verdict = "kept" if attempt.kept else "not kept"
-    return f"{attempt.step:<18} {figures:<36} {verdict:<9} {attempt.seconds:5.1f} s"
+    reason = "" if attempt.error else f"  ({attempt.why})"
+    return f"{attempt.step:<18} {figures:<36} {verdict:<9} {attempt.seconds:5.1f} s{reason}"

@@ -98,7 +98,7 @@ def build(
     with step("reading the model"):
         module = read_module(source, **loading_options(batch, input_layout, shape))
     if scheme_of(module) == "fp16":
-        say("model.so computes in float32, with the constants of scheme fp16 expanded", "yellow")
+        say("model.so computes in float32, from weights that are stored as float16", "yellow")
     cache = ObjectCache(limit=0 if no_cache else None, warn=partial(say, style="yellow"))
     with step(f"compiling for {profile.name}", spin=False):
         artifact = compile_model(
@@ -157,12 +157,13 @@ def inspect(
     batch: Batch = None,
     shape: Shapes = None,
 ) -> Report:
-    """Show each operator of a model: integer or float and why, kernel, scales, sizes.
+    """Show each operator of a model: its scheme (int8, int16x8, dynamic, fp16, float) and why, kernel, sizes.
 
     Of a float ONNX file it shows what quantization would do, before you spend time on it.
 
     Examples:
       tvm-qplugin inspect model.onnx
+      tvm-qplugin inspect model.onnx --recipe dynamic
       tvm-qplugin inspect artifact --json
     """
     contents = inspect_source(source, recipe, target, **loading_options(batch, "NCHW", shape))
@@ -173,7 +174,7 @@ def inspect(
         "kind": contents.kind,
         **{key: value for key, value in manifest.to_json().items() if key not in ("operators", "format")},
         "tensors": {name: report.numbers(params) for name, params in manifest.tensors.items()},
-        "operators": report.operators_json(manifest),
+        "operators": report.operators_json(manifest, contents.schemes),
         "totals": sums,
     }
     heading = f"{manifest.model}: {contents.kind}, target {manifest.target.get('profile', 'unknown')}"
@@ -184,8 +185,8 @@ def inspect(
         report.tensors_table(manifest),
         "",
     ]
-    parts += [report.operators_table(manifest), ""]
-    if sums["integer"] and sums["float"]:
+    parts += [report.operators_table(manifest, contents.schemes), ""]
+    if sums["float"] and any(op.reason for op in manifest.operators):
         parts += [report.islands_table(manifest.operators), ""]
     sizes = {"weights": sums["weight_bytes"], **{name: manifest.sizes[name] for name in manifest.sha256}}
     known = ", ".join(f"{name} {report.size(count)}" for name, count in sizes.items() if count)

@@ -147,7 +147,8 @@ def quantize(
 
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
     model for [bold]build[/] and [bold]export[/]. No samples are needed by a model that is quantized already
-    (QDQ), by --recipe dynamic (int8 weights) and by --recipe fp16 (float16 weights).
+    (QDQ), by --recipe dynamic (int8 weights) unless accuracy shall be won back, and by --recipe fp16
+    (float16 weights).
 
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
@@ -156,6 +157,7 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz --accuracy best -o quantized
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
+      tvm-qplugin quantize model.onnx --recipe dynamic --correct-bias --calibration photos -o quantized
     """
     recovers = correct_bias or adaptive_rounding or equalize or smooth or accuracy is not None
     if calibration is not None and table is not None and not recovers:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Contents:
-    """A manifest, and of what: "artifact", "quantized model" or "float model"."""
+    """A manifest, and of what: "artifact", "quantized model" or "float model".
+
+    ``schemes``: of operators by name, where the manifest does not tell (see ``report.scheme_of``).
+    """
 
     kind: str
     manifest: Manifest
+    schemes: Mapping[str, str] = field(default_factory=dict)
 
 
 def kind_of(source: Path) -> str:
@@ -102,6 +107,7 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
     from tvm_qplugin.core.recipe import find_recipe
     from tvm_qplugin.passes.expand_weights import scheme_of
     from tvm_qplugin.pipeline import is_quantized, rewritten
+    from tvm_qplugin.planning import planned, stored_schemes
     from tvm_qplugin.targets import find_profile
 
     profile = find_profile(target)
@@ -109,8 +115,9 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
     module = rewritten(read_module(source, **options), profile)
     manifest = describe_module(module, profile)
     if is_quantized(module) or scheme_of(module):
-        return Contents("quantized model", manifest)
-    return Contents("float model", replace(manifest, operators=planned(module, chosen, profile)))
+        return Contents("quantized model", manifest, stored_schemes(module))
+    plan = planned(module, chosen, profile)
+    return Contents("float model", replace(manifest, operators=plan.operators), plan.schemes)
 
 
 def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
@@ -167,39 +174,6 @@ def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> A
 
     annotated = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
     return Annotation.loads(str(ir.main_function(annotated).attrs[ANNOTATION]))
-
-
-def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> tuple[OperatorInfo, ...]:
-    """Every operator of a float module with the recipe's decision; bytes are those of float weights."""
-    from tvm_qplugin.passes import ir
-    from tvm_qplugin.passes.op_kinds import macs_of
-
-    values = {var.name: (var, value) for var, value in ir.bindings(ir.main_function(module))}
-    found, once = [], Once()
-    for op in annotation_of(module, recipe, profile).operators.values():
-        parts = [values[name] for name in op.members]
-        shapes = [part[0].ty for part in parts if part[0].name == op.output]
-        shape = ir.spec_of(parts[-1][0]).shape if shapes and hasattr(shapes[0], "shape") else ()
-        found.append(
-            OperatorInfo(
-                op.output,
-                op.kind,
-                None,
-                op.integer,
-                op.reason or None,
-                shape,
-                sum(_constant_bytes(value, once) for _, value in parts),
-                sum(macs_of(var, value) for var, value in parts),
-            )
-        )
-    return tuple(found)
-
-
-def _constant_bytes(value: Any, once: Once) -> int:
-    from tvm_qplugin.passes import ir
-
-    arrays = [ir.const_value(arg) for arg in getattr(value, "args", ())]
-    return sum(once.bytes(array) for array in arrays if array is not None and array.ndim)
 
 
 def _is_stage(source: Path) -> bool:

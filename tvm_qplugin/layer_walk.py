@@ -44,7 +44,7 @@ class Layer:
     @property
     def dense(self) -> bool:
         """Whether it is no convolution."""
-        return self.kernel.startswith("qdense")
+        return "dense" in self.kernel
 
     @property
     def groups(self) -> int:
@@ -83,26 +83,43 @@ class LayerWalk:
     """Runs samples (arrays for the inputs) through a QDQ module with float inputs."""
 
     def __init__(self, quantized: IRModule, samples: Sequence[list[Array]]) -> None:
-        self.mod = tvm.transform.Sequential([LowerInteger(storage="int8")])(quantized)
+        self.mod = self._lowered(quantized)
         func = ir.main_function(self.mod)
         self._grids = grids_of(func)
         self._bound = {v: e for v, e in ir.bindings(func) if not isinstance(e, relax.Var | relax.Tuple)}
-        self._tuples = {var for var in self._bound if isinstance(var.ty, relax.TupleType)}
+        self._remade = {var for var in self._bound if self._is_remade(var)}
         found = {var: self._layer(var) for var in self._bound}
         self.layers = {var: layer for var, layer in found.items() if layer is not None}
         self._values = [dict(zip(func.params, arrays, strict=True)) for arrays in samples]
 
     def run(self, adjust: Adjust) -> Iterator[tuple[Layer, Layer]]:
         """Let ``adjust`` change each layer, given its inputs of all samples; gives old and new ones."""
-        order = [var for var in self._bound if var not in self._tuples]
+        order = [var for var in self._bound if var not in self._remade]
         starts = [0, *(order.index(var) for var in self.layers), len(order)]
         self._advance(order[: starts[1]], order[starts[1] :])
         for (var, layer), first, last in zip(self.layers.items(), starts[1:-1], starts[2:], strict=True):
-            source = self._bound[var].args[1].fields[0]
+            source = self._source(var)
             adjusted = adjust(layer, [env[source] for env in self._values])
-            self._bound[var] = _called(self._bound[var], adjusted)
+            self._change(var, adjusted)
             yield layer, adjusted
             self._advance(order[first:last], order[last:])
+
+    def _lowered(self, quantized: IRModule) -> IRModule:
+        """The module that is run."""
+        lowered: IRModule = tvm.transform.Sequential([LowerInteger(storage="int8")])(quantized)
+        return lowered
+
+    def _is_remade(self, var: relax.Var) -> bool:
+        """Whether a binding is made anew wherever it is read, instead of being kept from part to part."""
+        return isinstance(var.ty, relax.TupleType)
+
+    def _source(self, var: relax.Var) -> relax.Var:
+        """What a layer reads."""
+        return self._bound[var].args[1].fields[0]
+
+    def _change(self, var: relax.Var, layer: Layer) -> None:
+        """Give the layer that ``var`` is bound to another weight and bias."""
+        self._bound[var] = _called(self._bound[var], layer)
 
     def _layer(self, var: relax.Var) -> Layer | None:
         value = self._bound[var]
@@ -117,9 +134,9 @@ class LayerWalk:
 
     def _advance(self, chosen: Sequence[relax.Var], rest: Sequence[relax.Var]) -> None:
         """Compute the chosen bindings for every sample; forget what nobody reads any more."""
-        needed = {used for var in rest for used in self._reads(var) if used not in self._tuples}
+        needed = {used for var in rest for used in self._reads(var) if used not in self._remade}
         results = [var for var in chosen if var in needed]
-        inside = {*chosen, *(used for var in chosen for used in self._reads(var) if used in self._tuples)}
+        inside = {*chosen, *(used for var in chosen for used in self._reads(var) if used in self._remade)}
         island = Island(self.mod, {var: e for var, e in self._bound.items() if var in inside}, results)
         for env in self._values:
             if results:
@@ -128,10 +145,10 @@ class LayerWalk:
                 del env[var]
 
     def _reads(self, var: relax.Var) -> Iterator[relax.Var]:
-        """What a binding reads: tuples, which are made anew where they are needed, and what they hold."""
+        """What a binding reads: what is made anew where it is needed, and what that reads."""
         for used in ir.variables(self._bound[var]):
             yield used
-            if used in self._tuples:
+            if used in self._remade:
                 yield from self._reads(used)
 
 

@@ -13,10 +13,10 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
-from tvm_qplugin.core.recipe import INTEGER_SCHEMES, Recipe, find_recipe
+from tvm_qplugin.core.recipe import RECOVERABLE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.expand_weights import scheme_of
+from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.note_batch_norm import NORMS
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.pipeline import (
@@ -27,7 +27,7 @@ from tvm_qplugin.pipeline import (
     storage_passes,
     stored_layers,
 )
-from tvm_qplugin.samples import Sample
+from tvm_qplugin.samples import Sample, numbered
 from tvm_qplugin.targets import find_profile
 
 UNSEEN = "qplugin.data_free"
@@ -52,8 +52,8 @@ def quantize_module(
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
-    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it; a module of that
-    scheme comes back as it is.
+    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it, unless accuracy
+    shall be won back; a module of that scheme comes back as it is.
 
     ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table; with
     ``accuracy="best"`` (see ``best.quantize_best``) there must be others ``held_back``. The target's
@@ -70,9 +70,17 @@ def quantize_module(
     QuantizeIO(io)
     module = rewritten(module, profile)
     if chosen.storage:
-        _check_device(chosen, profile)
-        passes = storage_passes(chosen, io)
-        return tvm.transform.Sequential([] if scheme_of(module) == chosen.storage else passes)(module)
+        check_device(chosen, profile)
+        storage_passes(chosen, io)
+        if scheme_of(module) == chosen.storage:
+            return module
+        if (chosen.recovers or accuracy) and samples is None:
+            samples, held_back = _collected(module, calibration, limit, accuracy)
+        if accuracy:
+            return quantize_best(
+                module, chosen, profile, None, samples or (), held_back or (), progress=progress
+            )
+        return stored(module, chosen, samples, progress)
     ending = [*stored_layers(chosen), *finish_passes(profile, io, chosen)]
     if isinstance(calibration, str) and calibration == DATA_FREE:
         quantized = _without_data(module, chosen, profile, input_range, accuracy, progress)
@@ -142,10 +150,10 @@ def check_accuracy(accuracy: str | None, recipe: Recipe) -> None:
     """Raise RecipeError unless ``accuracy`` is None, or "best" with a recipe that it can improve."""
     if accuracy not in (None, "best"):
         raise RecipeError(f"accuracy={accuracy!r}: 'best' or None was expected")
-    if accuracy and recipe.scheme not in INTEGER_SCHEMES:
+    if accuracy and recipe.scheme not in RECOVERABLE_SCHEMES:
         raise RecipeError(
-            f"accuracy='best' searches among integer models, and recipe {recipe.name!r} computes in float: "
-            f"use scheme {' or '.join(INTEGER_SCHEMES)}"
+            f"accuracy='best' searches among models with integer weights, and recipe {recipe.name!r} "
+            f"computes in float with float16 or float32 ones: use scheme {' or '.join(RECOVERABLE_SCHEMES)}"
         )
 
 
@@ -197,8 +205,49 @@ def converted(
     )
 
 
-def _check_device(recipe: Recipe, profile: TargetProfile) -> None:
-    if profile.artifact == "tflite":
+def stored(
+    module: IRModule, recipe: Recipe, samples: Sequence[Sample] | None = None, progress: bool = False
+) -> IRModule:
+    """Canonical float module -> module of a scheme that computes in float, its accuracy won back."""
+    from tvm_qplugin.equalization import equalize
+    from tvm_qplugin.recovery import recover_stored
+
+    module = tvm.transform.Sequential([ExpandWeights()])(module)
+    if recipe.equalize:
+        module = equalize(module, samples or ())
+    result: IRModule = tvm.transform.Sequential(storage_passes(recipe))(module)
+    if not (recipe.adaptive_rounding or recipe.correct_bias):
+        return result
+    return recover_stored(
+        result,
+        module,
+        samples or (),
+        adaptive_rounding=recipe.adaptive_rounding,
+        correct_bias=recipe.correct_bias,
+        progress=progress,
+    )
+
+
+def _collected(
+    module: IRModule, calibration: Any, limit: int | None, accuracy: str | None
+) -> tuple[list[Sample], list[Sample]]:
+    """Samples to work with, and those held back to judge by."""
+    from tvm_qplugin.best import Split
+
+    if calibration is None:
+        raise CalibrationError(
+            "winning accuracy back needs samples: pass calibration=samples (an iterable of arrays)"
+        )
+    split = Split.of(module)
+    offer = split.offer if accuracy else split.kept.offer
+    for _, sample in numbered(calibration, limit):
+        offer(sample)
+    return split.kept.samples, split.held.samples
+
+
+def check_device(recipe: Recipe, profile: TargetProfile) -> None:
+    """Raise RecipeError for a recipe that computes in float and a device that does not."""
+    if recipe.storage and profile.artifact == "tflite":
         raise RecipeError(
             f"recipe {recipe.name!r} computes in float, and {profile.name} runs integers: use recipe "
             f"{profile.recipe!r}, or leave the target out for a file for any LiteRT"

@@ -19,7 +19,7 @@ from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 from tvm_qplugin.core.rounding import round_compensated
 from tvm_qplugin.core.spec import REDUCED
-from tvm_qplugin.layer_walk import Layer, LayerWalk
+from tvm_qplugin.layer_walk import Adjust, Layer, LayerWalk
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import group
 from tvm_qplugin.passes.correct_bias import CorrectBias
@@ -27,6 +27,7 @@ from tvm_qplugin.passes.insert_observers import InsertObservers
 from tvm_qplugin.passes.round_adaptively import RoundAdaptively
 from tvm_qplugin.progress import progress_bar
 from tvm_qplugin.samples import Reservoir, Sample, fit_sample, inputs_of
+from tvm_qplugin.stored_walk import StoredWalk
 
 ROWS, ROWS_PER_INPUT = 4096, 16
 """A layer's second moments are taken from so many of its outputs: the larger of these, the second times K."""
@@ -76,27 +77,64 @@ def recover(
     et al., Data-Free Quantization, arXiv 1906.04721, appendix D). Layers in float stay as they
     are. Raises CalibrationError without samples, or for those that do not fit.
     """
+    arrays = _arrays(module, samples)
+    walk = LayerWalk(quantized, arrays)
+    weights, shifts = dict[str, Array](), dict[str, Array]()
+    adjust = _adjust(walk, module, arrays, adaptive_rounding, correct_bias)
+    for old, new in _walked(walk, adjust, progress):
+        weights[new.name], shifts[new.name] = new.weight, new.bias.astype("int64") - old.bias
+    passes = [RoundAdaptively(weights)] * adaptive_rounding + [CorrectBias(shifts)] * correct_bias
+    return tvm.transform.Sequential(passes if weights else [])(quantized)
+
+
+def recover_stored(
+    stored: IRModule,
+    module: IRModule,
+    samples: Sequence[Sample],
+    *,
+    adaptive_rounding: bool = False,
+    correct_bias: bool = True,
+    progress: bool = False,
+) -> IRModule:
+    """As ``recover``, for a module that computes in float with int8 weights: its biases are float32."""
+    arrays = _arrays(module, samples)
+    walk = StoredWalk(stored, arrays)
+    adjust = _adjust(walk, module, arrays, adaptive_rounding, correct_bias)
+    changed = [new for _, new in _walked(walk, adjust, progress)]
+    return walk.module() if changed else stored
+
+
+def _arrays(module: IRModule, samples: Sequence[Sample]) -> list[list[Array]]:
     if not samples:
         raise CalibrationError("recovering accuracy needs samples, and none were given: 50 or more are good")
     inputs = inputs_of(module)
-    arrays = [fit_sample(index, sample, inputs) for index, sample in enumerate(samples)]
-    walk = LayerWalk(quantized, arrays)
-    if not walk.layers:
-        return quantized
-    floats = float_layers(module, [layer.name for layer in walk.layers.values()], arrays)
-    weights, shifts = dict[str, Array](), dict[str, Array]()
+    return [fit_sample(index, sample, inputs) for index, sample in enumerate(samples)]
+
+
+def _adjust(
+    walk: LayerWalk,
+    module: IRModule,
+    arrays: Sequence[list[Array]],
+    adaptive_rounding: bool,
+    correct_bias: bool,
+) -> Adjust:
+    """What is done to each layer of a walk."""
+    names = [layer.name for layer in walk.layers.values()]
+    floats = float_layers(module, names, arrays) if names else {}
 
     def adjust(layer: Layer, values: list[Array]) -> Layer:
         if adaptive_rounding:
             layer = replace(layer, weight=_rounded(layer, values, floats[layer.name]))
         return replace(layer, bias=_corrected(layer, values, floats[layer.name])) if correct_bias else layer
 
+    return adjust
+
+
+def _walked(walk: LayerWalk, adjust: Adjust, progress: bool) -> Iterator[tuple[Layer, Layer]]:
     with progress_bar(progress, walk.layers, label="recover accuracy", unit="layers") as advance:
-        for old, new in walk.run(adjust):
-            weights[new.name], shifts[new.name] = new.weight, new.bias.astype("int64") - old.bias
+        for pair in walk.run(adjust) if walk.layers else ():
+            yield pair
             advance()
-    passes = [RoundAdaptively(weights)] * adaptive_rounding + [CorrectBias(shifts)] * correct_bias
-    return tvm.transform.Sequential(passes)(quantized)
 
 
 def float_layers(
@@ -129,10 +167,12 @@ def _channel_means(
 
 
 def _corrected(layer: Layer, values: list[Array], wanted: FloatLayer) -> Array:
-    """The bias with which the mean of the accumulator is that of the float layer."""
+    """The bias with which the mean of the accumulator is that of the float layer; float32 where it was."""
     mean = sum(value.astype("float64") for value in values) / len(values)
     patch = layer.per_group(layer.patches(np.asarray(mean)).mean(0, "float64", keepdims=True))[:, 0]
     acc = np.einsum("gok,gk->go", layer.rows(layer.weight).astype("float64"), patch).reshape(-1)
+    if layer.bias.dtype == "float32":
+        return np.asarray(wanted.mean - layer.scale * acc, "float32")
     exact = np.rint(wanted.mean / layer.unit - acc)
     return np.clip(exact, *INTEGER_RANGE["int32"]).astype(layer.bias.dtype)
 

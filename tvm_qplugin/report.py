@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,12 +102,15 @@ def islands(operators: Sequence[OperatorInfo]) -> list[dict[str, Any]]:
     return [{"name": op.name, "op": op.op, "reason": op.reason} for op in operators if not op.integer]
 
 
-def operators_json(manifest: Manifest) -> list[dict[str, Any]]:
-    """Every operator with the parameters of its output and of its weight (None: not quantized)."""
+def operators_json(manifest: Manifest, schemes: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Every operator with the parameters of its output and of its weight (None: not quantized).
+
+    ``schemes``: those that are known otherwise, by name.
+    """
     return [
         {
             **asdict(op),
-            "scheme": scheme_of(op, manifest.tensors.get(op.name)),
+            "scheme": (schemes or {}).get(op.name) or scheme_of(op, manifest.tensors.get(op.name)),
             "shape": list(op.shape),
             "qparams": numbers(manifest.tensors.get(op.name)),
             "weight_qparams": numbers(manifest.tensors.get(f"{op.name}_weight")),
@@ -116,8 +119,8 @@ def operators_json(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def operators_table(manifest: Manifest) -> Table:
-    """One row for each operator."""
+def operators_table(manifest: Manifest, schemes: Mapping[str, str] | None = None) -> Table:
+    """One row for each operator; ``schemes``: those that are known otherwise, by name."""
     table = Table(title="operators", title_justify="left", box=None, pad_edge=False, header_style="bold")
     table.add_column("tensor", overflow="fold", ratio=3)
     table.add_column("operator", overflow="fold")
@@ -128,16 +131,18 @@ def operators_table(manifest: Manifest) -> Table:
     table.add_column("weights", justify="right")
     table.add_column("mult-adds", justify="right")
     for op in manifest.operators:
-        table.add_row(*_operator_cells(op, manifest.tensors.get(op.name)))
+        params = manifest.tensors.get(op.name)
+        found = (schemes or {}).get(op.name) or scheme_of(op, params)
+        table.add_row(*_operator_cells(op, params, found))
     _drop_empty_columns(table)
     return table
 
 
-def _operator_cells(op: OperatorInfo, params: dict[str, Any] | None) -> list[Text]:
+def _operator_cells(op: OperatorInfo, params: dict[str, Any] | None, scheme: str) -> list[Text]:
     return [
         Text(op.name),
         Text(op.op),
-        Text(*_scheme_cell(op, params)),
+        Text(scheme, _COLOURS.get(scheme, "green")),
         Text(op.kernel or "-"),
         Text(shape(op.shape)),
         Text(grid(params)),
@@ -146,10 +151,19 @@ def _operator_cells(op: OperatorInfo, params: dict[str, Any] | None) -> list[Tex
     ]
 
 
+_COLOURS = {"float": "yellow", "fp16": "yellow", "int16x8": "cyan"}
+
+
 def scheme_of(op: OperatorInfo, params: dict[str, Any] | None) -> str:
-    """``int8``, ``int16x8``, ``float``, or ``integer`` where the parameters of the output are not known."""
+    """``int8``, ``int16x8``, ``dynamic``, ``fp16``, ``float``, as far as the manifest tells.
+
+    ``integer`` where the parameters of the output are not known. In a compiled model, of what is computed in
+    float only layers of ``fp16`` have weight bytes.
+    """
     if not op.integer:
-        return "float"
+        return "fp16" if op.kernel and op.weight_bytes else "float"
+    if op.kernel in ("dconv2d", "ddense"):
+        return "dynamic"
     return {"int16": "int16x8", "": "integer"}.get(str((params or {}).get("dtype", "")), "int8")
 
 
@@ -161,11 +175,6 @@ def schemes(manifest: Manifest) -> dict[str, int]:
             scheme = scheme_of(op, manifest.tensors.get(op.name))
             found[scheme] = found.get(scheme, 0) + 1
     return dict(sorted(found.items()))
-
-
-def _scheme_cell(op: OperatorInfo, params: dict[str, Any] | None) -> tuple[str, str]:
-    found = scheme_of(op, params)
-    return found, {"float": "yellow", "int16x8": "cyan"}.get(found, "green")
 
 
 def _drop_empty_columns(table: Table) -> None:

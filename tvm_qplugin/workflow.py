@@ -119,13 +119,13 @@ class Quantization:
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
             elif self.recipe.storage:
-                if table is not None or self.calibration is not None:
+                if (table is not None or self.calibration is not None) and not self.needs_samples:
                     say(
                         f"recipe {self.recipe.name} needs no calibration: what was given is not read",
                         "yellow",
                     )
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
-                table, module = None, quantize_module(module, recipe=self.recipe, target=self.target, io=io)
+                table, module = None, self._stored(module, io)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 split = Split.of(module)
@@ -146,6 +146,22 @@ class Quantization:
                         progress=True,
                     )
         return with_source(module, model, recipe_of(module) or self.recipe), table
+
+    def _stored(self, module: IRModule, io: str) -> IRModule:
+        """The module of a scheme that computes in float; samples are read only to win accuracy back."""
+        from tvm_qplugin.quantizer import quantize_module
+
+        with step("quantizing", spin=not self.needs_samples):
+            return quantize_module(
+                module,
+                recipe=self.recipe,
+                target=self.target,
+                calibration=self.samples_of(module) if self.needs_samples else None,
+                limit=self.samples,
+                io=io,
+                accuracy=self.accuracy,
+                progress=True,
+            )
 
     def _estimated(self, module: IRModule, model: Path, io: str) -> IRModule:
         """The quantized module with ranges from batch norms."""

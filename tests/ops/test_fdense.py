@@ -30,3 +30,10 @@ def test_equals_the_oracle(
     arrays = normal(seed, (*rows, k), (n, k), (n,))
     verify("fdense", params, *arrays, dtype="float32", atol=1e-4)
     verify_rule(rule, "fdense", params, *arrays, dtype="float32", atol=1e-4)
+
+
+def test_weights_of_float16(verify: Verify, verify_rule: Verify) -> None:
+    x, *constants = normal(5, (3, 40), (24, 40), (24,))
+    halves = [constant.astype("float16") for constant in constants]
+    verify("fdense", {"lo": None, "hi": None}, x, *halves, dtype="float32", atol=1e-4)
+    verify_rule(rule, "fdense", {"lo": None, "hi": None}, x, *halves, dtype="float32", atol=1e-4)

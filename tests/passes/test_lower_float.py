@@ -1,5 +1,6 @@
 """LowerFloat, SelectKernels and ScheduleRest: from operators to scheduled kernels."""
 
+import numpy as np
 import tvm
 from tvm import IRModule, relax, tirx
 from tvm.script import ir as I
@@ -7,7 +8,9 @@ from tvm.script import relax as R
 
 from tvm_qplugin.core.attrs import KERNEL, PARAMS, Implementation, KernelCall, decode_params
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import ExpandWeights, Stored, stored_arguments
 from tvm_qplugin.passes.lower_float import LowerFloat
+from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
 from tvm_qplugin.passes.schedule_rest import SCHEDULED, ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 
@@ -107,3 +110,16 @@ def test_only_what_is_not_scheduled_is_scheduled():
     assert len(visited) == 1
     run(once, ScheduleRest(schedule, TARGET))
     assert len(visited) == 1
+
+
+def test_what_is_stored_as_float16_stays_so():
+    half = IRModule({"main": QuantizeFloat16(smallest=2)(Layer)["main"]})
+    stored = stored_arguments(half)
+    call = call_of(run(half, ExpandWeights(), LowerFloat(stored)))
+    assert [spec.dtype for spec in call.args] == ["float32", "float16", "float32"]
+    assert call.constants[1].tolist() == [[1, 2]] and call.constants[2].tolist() == [3]
+
+
+def test_infinities_are_widened_before():
+    stored = {("a", 1): Stored(np.array([[1], [np.inf]], "float16"))}
+    assert [spec.dtype for spec in call_of(run(Layer, LowerFloat(stored))).args] == ["float32"] * 3

@@ -366,3 +366,22 @@ def test_instruction_set_follows_the_target_and_the_dtype() -> None:
     assert select_isa("int8", target_of("avx2")) is TABLE["avx2"]
     assert select_isa("int16", target_of("avx2")) is TABLE["i16_avx2"]
     assert select_isa("int32", target_of("avx2")) is None
+
+
+def halved(call: KernelCall) -> tuple[KernelCall, KernelCall]:
+    """The call with weights and biases rounded to float16: as float16, and as float32."""
+    halves = {i: array.astype("float16") for i, array in call.constants.items()}
+    wide = {i: array.astype("float32") for i, array in halves.items()}
+    specs = [TensorSpec(array.shape, "float16") for array in halves.values()]
+    return replace(call, constants=halves, args=(call.args[0], *specs)), replace(call, constants=wide)
+
+
+@pytest.mark.parametrize("isa", FLOAT)
+@pytest.mark.parametrize("shape", ["mobilenet stem", "mobilenet_v2 project 14", "shufflenet group"])
+def test_weights_of_float16_give_the_same_numbers(isa: str, shape: str) -> None:
+    """In half the bytes, and to the last bit."""
+    call, x, _ = float_call((0.0, 6.0), **SHAPES[shape])
+    made = [x86_conv.rule(c, target_of(isa)) for c in halved(call)]
+    small, large = (run(implementation, x, call.out, target_of(isa)) for implementation in made)
+    np.testing.assert_array_equal(small, large)
+    assert 2 * made[0].args[1].nbytes == made[1].args[1].nbytes

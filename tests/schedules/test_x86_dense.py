@@ -163,3 +163,16 @@ def test_int16_to_bytes_is_left_to_others(isa: str) -> None:
     call, _, _ = integer_call((2, 64), 32, "uint8", "uint8", 0, 0, 0)
     wide = replace(call, args=(replace(call.args[0], dtype="int16"), *call.args[1:]))
     assert x86_dense.rule(wide, target_of(isa)) is None
+
+
+@pytest.mark.parametrize("isa", runnable())
+def test_weights_of_float16_give_the_same_numbers(isa: str) -> None:
+    r = np.random.default_rng(0)
+    x, *constants = (r.standard_normal(s).astype("float32") for s in ((100,), (77, 100), (77,)))
+    halves = [constant.astype("float16") for constant in constants]
+    params = {"lo": None, "hi": None}
+    small, large = (
+        run(finish("fdense", params, x, [c.astype(kind) for c in halves], "float32")[0], x, isa)
+        for kind in ("float16", "float32")
+    )
+    np.testing.assert_array_equal(small, large)

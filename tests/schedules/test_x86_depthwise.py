@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,16 @@ def test_bias_beyond_int32_is_left_alone() -> None:
         values={"b": np.full(64, 2**31 - 1, "int32"), "w": np.full((64, 3, 3, 1), -127, "int8")}
     )
     assert x86_depthwise.rule(call, target_of("znver4")) is None
+
+
+@pytest.mark.parametrize("cpu", [p for p in CPUS if p.values[0] != "alderlake"])
+@pytest.mark.parametrize("channels", [64, 24])
+def test_weights_of_float16_give_the_same_numbers(cpu: str, channels: int) -> None:
+    call, x, expected = make_call(height=9, width=9, channels=channels, dtype="float32", clamp=(0, 6))
+    halves = {i: array.astype("float16") for i, array in call.constants.items()}
+    wide = {i: array.astype("float32") for i, array in halves.items()}
+    specs = (call.args[0], *(TensorSpec(array.shape, "float16") for array in halves.values()))
+    calls = replace(call, constants=halves, args=specs), replace(call, constants=wide)
+    made = [x86_depthwise.rule(c, target_of(cpu)) for c in calls]
+    small, large = (run(m, target_of(cpu), x, expected) for m in made if m is not None)
+    np.testing.assert_array_equal(small, large)

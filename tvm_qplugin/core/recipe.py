@@ -21,6 +21,9 @@ WEIGHT_ONLY = {"weight_int8": (8, 0), "weight_int4": (4, 32)}
 STORAGE_SCHEMES = ("fp16", "dynamic", *WEIGHT_ONLY)
 """Schemes that compute in float, change how weights are stored, and need no calibration."""
 
+RECOVERABLE_SCHEMES = (*INTEGER_SCHEMES, "dynamic")
+"""Schemes with integer weights, whose errors biases and rounding can make up for."""
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -106,12 +109,11 @@ class Recipe:
                 f"recipe {self.name!r} reduces the range of weights, which only scheme int8 has a use for: "
                 "leave reduce_range out, or choose int8"
             )
-        if self.recovers and not self.integer:
+        if self.recovers and self.schemes.isdisjoint(RECOVERABLE_SCHEMES):
             raise RecipeError(
                 f"recipe {self.name!r} corrects biases, rounds adaptively, equalizes or smooths, which "
-                f"scheme {self.scheme} has no use for: choose one of {', '.join(INTEGER_SCHEMES)}"
+                f"scheme {self.scheme} has no use for: choose one of {', '.join(RECOVERABLE_SCHEMES)}"
             )
-
         groups = {self.group, *(rule.group for rule in self.rules)} - {None}
         if groups and self.schemes.isdisjoint(WEIGHT_ONLY):
             raise RecipeError(

@@ -18,6 +18,21 @@ def f32(value: float) -> Expr:
     return tirx.const(float(np.float32(value)), "float32")
 
 
+def single(value: Expr, native: bool = True) -> Expr:
+    """A finite float16 (or float32) as float32; ``native``: the target has an instruction for that.
+
+    Without one the bits are moved into place: float16's exponents are 112 smaller than float32's.
+    """
+    value = value.asobject() if isinstance(value, te.TensorSlice) else value
+    if native or str(value.ty.dtype) != "float16":
+        return value.astype("float32")
+    bits = tirx.reinterpret("uint16", value).astype("uint32")
+    magnitude = tirx.bitwise_and(bits, tirx.const(0x7FFF, "uint32")) << tirx.const(13, "uint32")
+    sign = tirx.bitwise_and(bits, tirx.const(0x8000, "uint32")) << tirx.const(16, "uint32")
+    scaled = tirx.reinterpret("uint32", tirx.reinterpret("float32", magnitude) * f32(2.0**112))
+    return tirx.reinterpret("float32", tirx.bitwise_or(scaled, sign))
+
+
 def wide(value: Expr, zero_point: int = 0) -> Expr:
     """``int32(value) - zero_point``."""
     cast = value.astype("int32")

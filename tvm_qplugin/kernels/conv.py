@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.kernels.arith import Expr, f32, finish
+from tvm_qplugin.kernels.arith import Expr, f32, finish, single
 from tvm_qplugin.kernels.elementwise import qadd
 from tvm_qplugin.kernels.movement import padded
 
@@ -33,7 +33,9 @@ def fconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tenso
     """Float convolution, bias and clamp."""
     x, w, bias = inputs
     acc = accumulate(p, padded(x, p["padding"], 0), w, out, "float32", 0)
-    return te.compute(out.shape, lambda n, h, v, o: bounded(p, acc[n, h, v, o] + bias[o]), name="bias")
+    return te.compute(
+        out.shape, lambda n, h, v, o: bounded(p, acc[n, h, v, o] + single(bias[o])), name="bias"
+    )
 
 
 def bounded(p: Params, value: Expr) -> Expr:
