@@ -119,7 +119,7 @@ class Attention(nn.Module):
 class Functions(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(16, 16) for _ in range(5)])
+        self.layers = nn.ModuleList([nn.Linear(40, 40) for _ in range(5)])
 
     def forward(self, x: Tensor) -> Tensor:
         functions = (F.gelu, lambda x: F.gelu(x, approximate="tanh"), F.hardswish, F.silu, F.hardsigmoid)
@@ -190,14 +190,14 @@ NETWORKS: dict[str, tuple[Make, Callable[[], Example]]] = {
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, 2, 1, 1), lambda: images(4, 5, 6)),
     "conv1d": (conv1d, lambda: (torch.randn(1, 3, 12),)),
     "lstm": (lambda: Recurrent(nn.LSTM), lambda: (torch.randn(1, 5, 4),)),
-    "lstm2": (lambda: Recurrent(nn.LSTM, **TWO), lambda: (torch.randn(2, 5, 4),)),
+    "lstm2": (lambda: Recurrent(nn.LSTM, **TWO), lambda: (torch.randn(2, 3, 4),)),
     "gru": (lambda: Recurrent(nn.GRU), lambda: (torch.randn(1, 5, 4),)),
-    "gru2": (lambda: Recurrent(nn.GRU, bias=False, **TWO), lambda: (torch.randn(3, 5, 4),)),
+    "gru2": (lambda: Recurrent(nn.GRU, bias=False, **TWO), lambda: (torch.randn(3, 3, 4),)),
     "rnn": (lambda: Recurrent(nn.RNN), lambda: (torch.randn(1, 5, 4),)),
     "rnn_relu": (lambda: Recurrent(nn.RNN, nonlinearity="relu"), lambda: (torch.randn(1, 5, 4),)),
     "state": (
         WithState,
-        lambda: (torch.randn(5, 1, 4), torch.randn(2, 1, 6), torch.randn(2, 1, 6)),
+        lambda: (torch.randn(3, 1, 4), torch.randn(2, 1, 6), torch.randn(2, 1, 6)),
     ),
     "encoder": (Encoder, lambda: (torch.randn(1, 6, 16),)),
     "encoder_gelu": (
@@ -205,7 +205,7 @@ NETWORKS: dict[str, tuple[Make, Callable[[], Example]]] = {
         lambda: (torch.randn(2, 6, 16),),
     ),
     "attention": (Attention, lambda: (torch.randn(1, 6, 16),)),
-    "functions": (Functions, lambda: (torch.randn(2, 16),)),
+    "functions": (Functions, lambda: (torch.randn(2, 40),)),
     "words": (Words, lambda: (torch.randint(0, 20, (2, 5)),)),
     "resized": (Resized, lambda: images(3, 9, 8)),
     "parts": (Parts, lambda: images(4, 9, 8)),
