@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from tvm import IRModule
 
-from tvm_qplugin import onnx_file, onnx_import
+from tvm_qplugin import onnx_file, onnx_import, torch_program
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.onnx_file import last_line
 from tvm_qplugin.passes.canonicalize import IO, canonicalize, check_canonical
 from tvm_qplugin.tflite.file import IDENTIFIER
 from tvm_qplugin.tflite.reader import read_tflite
 
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
 __all__ = ["canonicalize", "check_canonical", "load"]
 
 
 def load(
-    source: str | os.PathLike[str] | bytes | onnx.ModelProto | IRModule,
+    source: str | os.PathLike[str] | bytes | onnx.ModelProto | IRModule | ExportedProgram,
     *,
     batch: int | None = None,
     input_layout: str = "NCHW",
@@ -31,7 +34,8 @@ def load(
     """Import a model and bring it into canonical form (see ``check_canonical``).
 
     ``source`` is an ONNX file, a loaded ONNX model, a ``.tflite`` file (path or bytes; float or full
-    integer), or a Relax module with a function ``main``.
+    integer), a program of ``torch.export.export`` or the ``.pt2`` file that ``torch.export.save`` made of it,
+    or a Relax module with a function ``main``.
     ``batch`` replaces an unknown first dimension (1 if not given), ``shapes`` (input name -> shape)
     all others. With ``input_layout="NHWC"`` the function takes 4-D inputs as NHWC, as that of a
     ``.tflite`` file always does. ``statistics``: keep what batch norms know of their outputs, for calibration
@@ -42,6 +46,8 @@ def load(
     try:
         if _is_tflite(source):
             return _import_tflite(source, batch, shapes or {})
+        if torch_program.is_program(source):
+            return canonicalize(_import_program(source, batch, shapes or {}), input_layout, statistics)
         module = source if isinstance(source, IRModule) else _import_onnx(source, batch, shapes or {})
         return canonicalize(module, input_layout, statistics)
     except ModelError:
@@ -57,14 +63,25 @@ def _is_tflite(source: object) -> bool:
 
 
 def _import_tflite(source: Any, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:
+    return _with_fixed(read_tflite(source), batch, shapes)
+
+
+def _import_program(source: Any, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:
+    program = torch_program.read_program(source)
+    from tvm_qplugin.torch_import import import_program  # needs torch
+
+    return _with_fixed(import_program(program), batch, shapes)
+
+
+def _with_fixed(module: IRModule, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:
+    """The module, if what was asked for is not something else than its fixed shapes."""
     if shapes:
-        raise ModelError(f"shapes for {', '.join(shapes)} were given, but those of a .tflite file are fixed")
-    module = read_tflite(source)
+        raise ModelError(f"shapes for {', '.join(shapes)} were given, but those of this model are fixed")
     for param in module["main"].params:
         first = next((int(extent) for extent in param.ty.shape), None)
         if batch not in (None, first):
             raise ModelError(
-                f"batch={batch} was given, but input {param.name} of the file has the fixed batch {first}"
+                f"batch={batch} was given, but input {param.name} of the model has the fixed batch {first}"
             )
     return module
 

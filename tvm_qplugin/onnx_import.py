@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -23,12 +22,13 @@ from tvm.relax.frontend.onnx import onnx_frontend
 from tvm_qplugin.core.attrs import STEPS
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.import_names import Named, Names
 from tvm_qplugin.onnx_file import last_line, node_label
 from tvm_qplugin.onnx_ops import OPERATORS, Node
 from tvm_qplugin.onnx_recurrent import RECURRENT
 from tvm_qplugin.onnx_shapes import SHAPES
 from tvm_qplugin.onnx_windows import WINDOWS
-from tvm_qplugin.passes.rebuild import Rebuilder, constant, op_name, shape_of, straight_bindings, value_of
+from tvm_qplugin.passes.rebuild import constant, shape_of, value_of
 
 Expr = Any
 CONVERTERS = {**OPERATORS, **SHAPES, **WINDOWS, **RECURRENT}
@@ -46,12 +46,6 @@ def supported_operators() -> frozenset[str]:
     return frozenset(name for name in known if not name.startswith(REFUSED))
 
 
-def sanitize(name: str) -> str:
-    """An ONNX tensor name as an identifier."""
-    clean = re.sub(r"\W", "_", name, flags=re.ASCII) or "t"
-    return f"t_{clean}" if clean[0].isdigit() else clean
-
-
 class Importer(onnx_frontend.ONNXGraphImporter):
     """Builds ``main`` from a checked graph with static input shapes."""
 
@@ -60,13 +54,11 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         super().__init__({}, "float32")
         self.opset = opset
         self.arrays = dict(weights)
-        self.names: dict[Expr, str] = {}
-        self.taken: set[str] = set()
+        self.names = Names()
         self.read: set[str] = set()
-        self.steps: dict[str, str] = {}
 
     def build(self, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> IRModule:
-        """The function with temporaries still called ``lv``; ``names`` holds the tensor names."""
+        """The function with temporaries still called ``lv``; ``names`` has those of the tensors."""
         self.read = {name for node in graph.node for name in node.input if name}
         self.read |= {out.name for out in graph.output}
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
@@ -98,17 +90,9 @@ class Importer(onnx_frontend.ONNXGraphImporter):
 
     def _parameter(self, entry: onnx.ValueInfoProto, shapes: Mapping[str, Sequence[int]]) -> Expr:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type).name
-        var = relax.Var(self._fresh(entry.name), relax.TensorType(tuple(shapes[entry.name]), dtype))
+        var = relax.Var(self.names.fresh(entry.name), relax.TensorType(tuple(shapes[entry.name]), dtype))
         self._nodes[entry.name] = var
         return var
-
-    def _fresh(self, name: str) -> str:
-        clean = base = sanitize(name)
-        count = 1
-        while clean in self.taken:
-            clean, count = f"{base}_{count}", count + 1
-        self.taken.add(clean)
-        return clean
 
     def _expr(self, name: str) -> Expr:
         if name not in self._nodes:
@@ -158,11 +142,8 @@ class Importer(onnx_frontend.ONNXGraphImporter):
 
     def _emit_part(self, node: onnx.NodeProto, expr: Expr, role: str, step: int | None) -> Expr:
         """A tensor inside a node; what it is in every step is noted."""
-        role = f"{sanitize(next(name for name in node.output if name))}_{role}"
-        var = self.bb.emit(expr)
-        self.names[var] = self._fresh(role if step is None else f"{role}_t{step}")
-        self.steps[self.names[var]] = role
-        return var
+        output = next(name for name in node.output if name)
+        return self.names.give_part(self.bb.emit(expr), output, role, step)
 
     def _bind(self, node: onnx.NodeProto, result: Expr) -> None:
         if isinstance(result, relax.Tuple):
@@ -183,33 +164,11 @@ class Importer(onnx_frontend.ONNXGraphImporter):
         if value is not None:
             self.arrays[name] = value
             return expr
-        if isinstance(expr, relax.Var) and (expr in self.names or expr in self._nodes.values()):
+        if isinstance(expr, relax.Var) and (expr in self.names.of or expr in self._nodes.values()):
             return expr
         var = expr if isinstance(expr, relax.Var) else self.bb.emit(expr)
         shape_of(var)
-        self.names[var] = self._fresh(name)
-        return var
-
-
-class Named(Rebuilder):
-    """Gives every variable its tensor's name, and temporaries that of the tensor they lead to."""
-
-    def __init__(self, func: relax.Function, names: Mapping[Expr, str]) -> None:
-        """``names``: variable -> name of the ONNX tensor it holds."""
-        super().__init__(func)
-        self._reserved = {*self._names, *names.values()}
-        self.labels: dict[Expr, str] = {}
-        owner = "t"
-        for var, value in reversed(list(straight_bindings(func))):
-            owner = names.get(var, owner)
-            suffix = op_name(value).split(".")[-1] or "item"
-            self.labels[var] = names.get(var) or f"{owner}_{suffix}"
-
-    def visit(self, var: Expr, value: Expr) -> None:
-        """Bind under the label; a copy of a variable vanishes."""
-        label = self.labels[var]
-        free = label if label in self._reserved and label not in self._names else self.fresh(label)
-        self.known[var] = self.emit(self.mapped(value), free)
+        return self.names.give(var, name)
 
 
 def _shape_value(node: onnx.NodeProto, shape: Sequence[int]) -> Array:
@@ -260,7 +219,7 @@ def import_graph(
     """A checked model as a Relax module in the layout of ONNX, variables named after its tensors."""
     importer = Importer(weights, opset)
     module = importer.build(model.graph, shapes)
-    module["main"] = Named(module["main"], importer.names).run()
-    if importer.steps:
-        module["main"] = module["main"].with_attr(STEPS, json.dumps(importer.steps))
+    module["main"] = Named(module["main"], importer.names.of).run()
+    if importer.names.steps:
+        module["main"] = module["main"].with_attr(STEPS, json.dumps(importer.names.steps))
     return module

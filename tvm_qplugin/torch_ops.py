@@ -1,0 +1,342 @@
+"""Own converters for operators of torch that TVM imports wrongly, not at all or without kernels for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from tvm_qplugin import onnx_windows
+from tvm_qplugin.onnx_ops import Node, reshape_to
+from tvm_qplugin.passes.rebuild import constant, edit_weight, shape_of
+
+Expr = Any
+OPSET = 18
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator of torch: what a converter sees.
+
+    ``args`` has every argument of the operator by its name, tensors converted, defaults filled in.
+    ``bind(expr, role)`` binds a tensor inside it to a variable. ``lookup``, ``emit``: see ``onnx_ops.Node``.
+    """
+
+    args: Mapping[str, Any]
+    lookup: Callable[[Expr], Expr | None]
+    bind: Callable[[Expr, str], Expr]
+    emit: Callable[..., Expr]
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument ``name``."""
+        return self.args[name]
+
+    def axis(self, name: str = "dim", tensor: str = "self") -> int:
+        """An axis of the argument ``tensor``, counted from the front."""
+        return int(self[name]) % len(shape_of(self[tensor]))
+
+    def as_onnx(self, kind: str, inputs: Sequence[Expr | None], **attrs: Any) -> Node:
+        """The same as a node of ONNX, for the converters of that."""
+        return Node(kind, inputs, attrs, 1, 1, OPSET, self.lookup, self.emit)
+
+
+def select(call: Call) -> Expr:
+    """One element along an axis; TVM would read out of bounds where it is counted from the end."""
+    x, axis = call["self"], call.axis()
+    index = np.array(int(call["index"]) % shape_of(x)[axis], "int64")
+    return relax.op.take(x, constant(index), axis)
+
+
+def linear(call: Call) -> Expr:
+    """Product with the turned weight, plus bias."""
+    weight = call["weight"]
+    turned = edit_weight(weight, call.lookup, np.transpose, {0: 1, 1: 0})
+    out = relax.op.matmul(call["input"], relax.op.permute_dims(weight) if turned is None else turned)
+    return out if call["bias"] is None else relax.op.add(out, call["bias"])
+
+
+def _window(values: Sequence[int], rank: int) -> list[int]:
+    """Numbers for ``rank`` axes; torch allows one for all."""
+    return [int(v) for v in (values if len(values) == rank else list(values) * rank)]
+
+
+def conv(call: Call) -> Expr:
+    """Convolution in one or two dimensions."""
+    x, weight = call["input"], call["weight"]
+    rank = len(shape_of(weight)) - 2
+    if call.args.get("transposed"):
+        raise ValueError("transposed convolutions are not supported; use upsampling and a convolution")
+    if len(shape_of(x)) != rank + 2:
+        raise ValueError(f"its input {shape_of(x)} has no batch dimension; export it with one")
+    pads = _window(call["padding"], rank)
+    node = call.as_onnx(
+        "Conv",
+        [x, weight, call["bias"]],
+        pads=[*pads, *pads],
+        strides=_window(call["stride"], rank),
+        dilations=_window(call["dilation"], rank),
+        group=int(call["groups"]),
+    )
+    return onnx_windows.conv(node)
+
+
+def _pool(kind: str, call: Call, rank: int, **attrs: Any) -> Node:
+    x = call["self"]
+    if len(shape_of(x)) != rank + 2:
+        raise ValueError(f"its input {shape_of(x)} has no batch dimension; export it with one")
+    kernel, pads = _window(call["kernel_size"], rank), _window(call["padding"], rank)
+    strides = _window(call["stride"], rank) if call["stride"] else kernel
+    return call.as_onnx(
+        kind,
+        [x],
+        kernel_shape=kernel,
+        strides=strides,
+        pads=[*pads, *pads],
+        ceil_mode=int(call["ceil_mode"]),
+        **attrs,
+    )
+
+
+def max_pool(rank: int) -> Callable[[Call], Expr]:
+    """Max pooling over ``rank`` axes."""
+
+    def convert(call: Call) -> Expr:
+        dilations = _window(call["dilation"], rank)
+        return onnx_windows.max_pool(_pool("MaxPool", call, rank, dilations=dilations))
+
+    return convert
+
+
+def average_pool(rank: int) -> Callable[[Call], Expr]:
+    """Average pooling over ``rank`` axes."""
+
+    def convert(call: Call) -> Expr:
+        if call.args.get("divisor_override") is not None:
+            raise ValueError("divisor_override is not supported; multiply by a number instead")
+        counted = int(call["count_include_pad"])
+        return onnx_windows.average_pool(_pool("AveragePool", call, rank, count_include_pad=counted))
+
+    return convert
+
+
+def max_pool_with_indices(call: Call) -> Expr:
+    """Max pooling whose second result nobody may read."""
+    return relax.Tuple([max_pool(2)(call)])
+
+
+def upsample(mode: str) -> Callable[[Call], Expr]:
+    """Resize height and width: "nearest" as torch picks its neighbours, "linear" by pixel centres."""
+
+    def convert(call: Call) -> Expr:
+        coordinates = "asymmetric" if mode == "nearest" else "half_pixel"
+        if call.args.get("align_corners"):
+            coordinates = "align_corners"
+        attrs = {"coordinate_transformation_mode": coordinates, "mode": mode, "nearest_mode": "floor"}
+        size, scales = call["output_size"], call["scale_factors"]
+        shape = shape_of(call["input"])
+        if size is not None:
+            sizes = constant(np.array([*shape[:2], *size], "int64"))
+            return onnx_windows.resize(call.as_onnx("Resize", [call["input"], None, None, sizes], **attrs))
+        given = constant(np.array([1, 1, *scales], "float32"))
+        return onnx_windows.resize(call.as_onnx("Resize", [call["input"], None, given], **attrs))
+
+    return convert
+
+
+def scaled(op: Callable[[Expr, Expr], Expr]) -> Callable[[Call], Expr]:
+    """``op(self, alpha * other)``."""
+
+    def convert(call: Call) -> Expr:
+        left, right = (_tensor(call[name], call) for name in ("self", "other"))
+        alpha = call.args.get("alpha", 1)
+        return op(left, right if alpha == 1 else relax.op.multiply(right, _number(alpha, right)))
+
+    return convert
+
+
+def reversed_subtract(call: Call) -> Expr:
+    """``other - alpha * self``."""
+    x, alpha = call["self"], call["alpha"]
+    x = x if alpha == 1 else relax.op.multiply(x, _number(alpha, x))
+    return relax.op.subtract(_tensor(call["other"], call), x)
+
+
+def _tensor(value: Any, call: Call) -> Expr:
+    """A tensor, or a number in the dtype of the tensor beside it."""
+    if not isinstance(value, int | float):
+        return value
+    beside = next(call[name] for name in ("self", "other") if not isinstance(call[name], int | float))
+    return _number(value, beside)
+
+
+def _number(value: float, like: Expr) -> Expr:
+    dtype = str(like.ty.dtype)
+    if isinstance(value, float) and "float" not in dtype:
+        raise ValueError(f"it combines {dtype} with the number {value}; convert the tensor to float32 first")
+    return constant(np.array(value, dtype))
+
+
+def attention(call: Call) -> Expr:
+    """``softmax(query key' * scale + mask) value``, in operators that can be quantized one by one."""
+    query, key, value = call["query"], call["key"], call["value"]
+    if call["dropout_p"] or call.args.get("enable_gqa"):
+        raise ValueError("dropout and grouped queries are not supported; export the model in eval mode")
+    rank = len(shape_of(key))
+    turned = relax.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2])
+    scale = shape_of(query)[-1] ** -0.5 if call["scale"] is None else float(call["scale"])
+    scores = call.bind(relax.op.matmul(query, turned), "scores")
+    scores = call.bind(relax.op.multiply(scores, constant(np.array(scale, "float32"))), "scaled")
+    scores = _masked(call, scores)
+    weights = call.bind(relax.op.nn.softmax(scores, axis=-1), "weights")
+    return relax.op.matmul(weights, value)
+
+
+def _masked(call: Call, scores: Expr) -> Expr:
+    mask, least = call["attn_mask"], constant(np.array(np.finfo("float32").min, "float32"))
+    if call["is_causal"]:
+        mask = constant(np.tril(np.ones(shape_of(scores)[-2:], "bool")))
+    if mask is None:
+        return scores
+    if str(mask.ty.dtype) == "bool":
+        return call.bind(relax.op.where(mask, scores, least), "masked")
+    return call.bind(relax.op.add(scores, mask), "masked")
+
+
+def extreme(op: Callable[..., Expr]) -> Callable[[Call], Expr]:
+    """Largest or smallest elements over axes."""
+
+    def convert(call: Call) -> Expr:
+        return op(call["self"], list(call["dim"]) or None, keepdims=bool(call["keepdim"]))
+
+    return convert
+
+
+def layer_norm(call: Call) -> Expr:
+    """Layer norm over the last axes, with or without weights."""
+    shape = [int(s) for s in call["normalized_shape"]]
+    gamma, beta = _affine(call, shape)
+    return relax.op.nn.layer_norm(call["input"], gamma, beta, list(range(-len(shape), 0)), float(call["eps"]))
+
+
+def group_norm(call: Call) -> Expr:
+    """Group norm, with or without weights."""
+    shape = shape_of(call["input"])
+    gamma, beta = _affine(call, [shape[1]])
+    axes = list(range(2, len(shape)))
+    return relax.op.nn.group_norm(call["input"], gamma, beta, call["num_groups"], 1, axes, float(call["eps"]))
+
+
+def _affine(call: Call, shape: Sequence[int]) -> tuple[Expr, Expr]:
+    gamma, beta = call["weight"], call["bias"]
+    return (
+        constant(np.ones(shape, "float32")) if gamma is None else gamma,
+        constant(np.zeros(shape, "float32")) if beta is None else beta,
+    )
+
+
+def variance(call: Call) -> Expr:
+    """Mean of the squared differences, divided by ``correction`` fewer than there are elements."""
+    x, dims, correction = call["self"], call["dim"] or None, call["correction"]
+    correction = 1.0 if correction is None else float(correction)
+    found = relax.op.variance(x, dims, keepdims=bool(call["keepdim"]))
+    shape = shape_of(x)
+    count = int(np.prod([shape[d] for d in (range(len(shape)) if dims is None else dims)]))
+    if count <= correction:
+        raise ValueError(f"it has {count} elements and a correction of {correction}: it would divide by zero")
+    return relax.op.multiply(found, constant(np.array(count / (count - correction), "float32")))
+
+
+def deviation(call: Call) -> Expr:
+    """The root of ``variance``."""
+    return relax.op.sqrt(variance(call))
+
+
+def any_of(call: Call) -> Expr:
+    """Whether an element over axes is not zero."""
+    x, dims = call["self"], call.args.get("dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    is_set = relax.op.not_equal(x, constant(np.array(0, str(x.ty.dtype)))) if _is_number(x) else x
+    found = relax.op.max(relax.op.astype(is_set, "int32"), dims, keepdims=bool(call.args.get("keepdim")))
+    return relax.op.astype(found, "bool")
+
+
+def _is_number(x: Expr) -> bool:
+    return str(x.ty.dtype) != "bool"
+
+
+def extreme_at(op: Callable[..., Expr], place: Callable[..., Expr]) -> Callable[[Call], Expr]:
+    """Largest or smallest elements along an axis, and where they are."""
+
+    def convert(call: Call) -> Expr:
+        x, axis, keep = call["self"], call.axis(), bool(call["keepdim"])
+        return relax.Tuple([op(x, axis, keepdims=keep), place(x, axis, keepdims=keep)])
+
+    return convert
+
+
+def batch_norm(call: Call) -> Expr:
+    """Batch norm with fixed statistics; its other results are empty."""
+    gamma, beta = _affine(call, shape_of(call["running_mean"]))
+    stats = call["running_mean"], call["running_var"]
+    norm = relax.op.nn.batch_norm(
+        call["input"], gamma, beta, *stats, axis=1, epsilon=float(call["eps"]), training=False
+    )
+    return relax.Tuple([relax.TupleGetItem(norm, 0)])
+
+
+def product(call: Call) -> Expr:
+    """Product of the elements along an axis."""
+    return relax.op.prod(call["self"], call.axis(), keepdims=bool(call["keepdim"]))
+
+
+def adaptive_max_pool(call: Call) -> Expr:
+    """Max pooling to a size that divides that of the input."""
+    x, size = call["self"], _window(call["output_size"], 2)
+    extent = shape_of(x)[-2:]
+    if any(have % want for have, want in zip(extent, size, strict=True)):
+        raise ValueError(f"pooling {extent} to {size} has windows of several sizes, which is not supported")
+    window = [have // want for have, want in zip(extent, size, strict=True)]
+    return relax.Tuple([relax.op.nn.max_pool2d(x, window, window)])
+
+
+def view(call: Call) -> Expr:
+    """A reshape to sizes of which one may be -1."""
+    x = call["self"]
+    size = [int(s) for s in call["size"]]
+    known = int(np.prod([s for s in size if s != -1], dtype="int64"))
+    rest = int(np.prod(shape_of(x), dtype="int64")) // max(known, 1)
+    return reshape_to(x, [rest if s == -1 else s for s in size])
+
+
+OPERATORS: dict[str, Callable[[Call], Expr]] = {
+    "select.int": select,
+    "linear.default": linear,
+    **{name: conv for name in ("conv1d.default", "conv2d.default", "convolution.default")},
+    "max_pool1d.default": max_pool(1),
+    "max_pool2d.default": max_pool(2),
+    "max_pool2d_with_indices.default": max_pool_with_indices,
+    "avg_pool1d.default": average_pool(1),
+    "avg_pool2d.default": average_pool(2),
+    "upsample_nearest2d.vec": upsample("nearest"),
+    "upsample_bilinear2d.vec": upsample("linear"),
+    **{name: scaled(relax.op.add) for name in ("add.Tensor", "add.Scalar")},
+    **{name: scaled(relax.op.subtract) for name in ("sub.Tensor", "sub.Scalar")},
+    **{name: reversed_subtract for name in ("rsub.Tensor", "rsub.Scalar")},
+    "scaled_dot_product_attention.default": attention,
+    "amax.default": extreme(relax.op.max),
+    "amin.default": extreme(relax.op.min),
+    "layer_norm.default": layer_norm,
+    "group_norm.default": group_norm,
+    "var.correction": variance,
+    "std.correction": deviation,
+    **{name: any_of for name in ("any.default", "any.dim", "any.dims")},
+    "max.dim": extreme_at(relax.op.max, relax.op.argmax),
+    "min.dim": extreme_at(relax.op.min, relax.op.argmin),
+    "_native_batch_norm_legit_no_training.default": batch_norm,
+    "prod.dim_int": product,
+    "adaptive_max_pool2d.default": adaptive_max_pool,
+    **{name: view for name in ("view.default", "reshape.default", "_unsafe_view.default")},
+}
