@@ -68,7 +68,7 @@ class Case:
     @property
     def scope(self) -> str:
         """A regular expression for the operators that it consists of."""
-        return rf"^{self.key}(_\d+)?$"
+        return rf"^{self.key}(_\d+|_codes)?$"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _same(_b: Builder, x: Expr) -> Expr:
 
 
 def _positive(b: Builder, x: Expr) -> Expr:
-    return b.emit(op.add(b.emit(op.abs(x)), b.number(0.5)))
+    return b.emit(op.add(b.emit(op.abs(x)), b.number(1.0)))
 
 
 def unary(name: str, onnx: str = "", tflite: str = "") -> Case:
@@ -184,6 +184,11 @@ def hard_swish(b: Builder, x: Expr, _: Expr) -> Expr:
 
 def split(b: Builder, x: Expr, _: Expr) -> Expr:
     return relax.TupleGetItem(b.emit(op.split(x, [5], 3)), 1)
+
+
+def concat(b: Builder, x: Expr, y: Expr) -> Expr:
+    """Three tensors, one of them of another range."""
+    return op.concat([x, y, b.emit(op.multiply(y, b.number(8.0)))], 3)
 
 
 def take(b: Builder, x: Expr, _: Expr) -> Expr:
@@ -248,7 +253,7 @@ CASES: list[Case] = [
     Case("sum", one(op.sum, [-1]), IMAGE, "ReduceSum", "SUM"),
     Case("max", one(op.max, [-1]), IMAGE, "ReduceMax", "REDUCE_MAX"),
     Case("min", one(op.min, [1, 3]), IMAGE, "ReduceMin", "REDUCE_MIN"),
-    Case("concat", lambda _b, x, y: op.concat([x, y], 3), IMAGE, "Concat", "CONCATENATION PACK"),
+    Case("concat", concat, IMAGE, "Concat", "CONCATENATION PACK"),
     Case("pad", one(op.nn.pad, WIDTHS), IMAGE, "Pad", "PAD"),
     Case("pad with a number", one(op.nn.pad, WIDTHS, pad_value=1.0), IMAGE, "Pad", "PADV2"),
     Case("pad reflected", one(op.nn.pad, WIDTHS, "reflect"), onnx="Pad"),

@@ -6,7 +6,7 @@ python scripts/operator_table.py > docs/OPERATORS.md
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from _operator_cases import EVERY, Case, models
@@ -59,16 +59,23 @@ def quantized(module: IRModule, recipe: str | Recipe, io: str = "float") -> IRMo
 def states(module: IRModule, cases: Sequence[Case]) -> dict[str, str]:
     """What becomes of each case: "integer", "float: why", or how its constants are stored."""
     operators = describe_module(module, find_profile("host")).operators
-    stored = stored_arguments(module["main"]) if scheme_of(module) else {}
-    found = {}
+    small, found = list(_stored(module)) if scheme_of(module) else [], {}
     for case in cases:
-        kept = [
-            STORED[item.array.dtype.name] for (name, _), item in stored.items() if re.search(case.scope, name)
-        ]
+        kept = [STORED[dtype] for name, dtype in small if re.search(case.scope, name)]
         own = [op for op in operators if re.search(case.scope, op.name)]
         reasons = [_reason(str(op.reason)) for op in own if not op.integer]
         found[case.name] = (kept or reasons or (["integer"] if own else ["float"]))[0]
     return found
+
+
+def _stored(module: IRModule) -> Iterator[tuple[str, str]]:
+    """The names of what reads constants that are stored small, and their dtypes."""
+    for (name, _), item in stored_arguments(module["main"]).items():
+        yield name, item.array.dtype.name
+    for var, value in ir.bindings(module["main"]):
+        for array in map(ir.const_value, getattr(value, "args", ())):
+            if array is not None and array.dtype.name in STORED:
+                yield var.name, array.dtype.name
 
 
 def _reason(text: str) -> str:

@@ -120,7 +120,8 @@ def _depths(bound: Mapping[relax.Var, relax.Expr], floats: set[relax.Var]) -> di
 
 def _in_numpy(mod: IRModule, value: relax.Expr) -> bool:
     moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8", "int16")
-    return moved or kernel_of(mod, value) is not None
+    looked_up = ir.op_name(value) == "relax.take" and ir.const_value(value.args[1]) is None
+    return (moved and not looked_up) or kernel_of(mod, value) is not None
 
 
 @dataclass
