@@ -65,10 +65,6 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "asinh": np.arcsinh,
     "acosh": np.arccosh,
     "atanh": np.arctanh,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round": np.rint,
-    "sign": np.sign,
 }
 """Unary operators in float64, by Relax's name: what ``table`` rounds to codes."""
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {

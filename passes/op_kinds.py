@@ -54,11 +54,14 @@ ELEMENTWISE = frozenset(
     "relax." + name
     for name in (
         "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu clip sigmoid tanh exp log sqrt rsqrt square abs "
-        "negative erf sin cos tan sinh cosh asin acos atan asinh acosh atanh floor ceil round sign "
+        "negative erf sin cos tan sinh cosh asin acos atan asinh acosh atanh "
         "add subtract multiply divide maximum minimum power nn.softplus nn.selu"
     ).split()
 )
 """Operators that a table of all their results can stand for when they read one tensor and scalars."""
+
+LARGEST_PAD = 1024.0
+"""Padding with larger numbers stands for infinity; on one grid with it nothing else would be left."""
 
 Follows = Callable[[relax.Var, relax.Expr], bool]
 
@@ -210,7 +213,10 @@ def _resize(value: relax.Expr) -> str:
 
 
 def _pad(value: relax.Expr) -> str:
-    return "" if value.attrs.pad_mode == "constant" else f"its mode is {value.attrs.pad_mode}"
+    if value.attrs.pad_mode != "constant":
+        return f"its mode is {value.attrs.pad_mode}"
+    number = float(value.attrs.pad_value)
+    return "" if abs(number) <= LARGEST_PAD else f"it pads with {number:g}, far outside of other values"
 
 
 def _take(value: relax.Expr) -> str:
