@@ -20,7 +20,7 @@ from tvm_qplugin.passes.op_kinds import (
     KINDS,
     MOVEMENT,
     Fusion,
-    divides_by_number,
+    divides_by_constant,
     obstacle,
     obstacle16,
 )
@@ -137,6 +137,7 @@ class _Grouping:
 
     def _operator(self, var: relax.Var, value: relax.Expr) -> OpAnnotation:
         kind = "split_item" if isinstance(value, relax.TupleGetItem) else KINDS.get(ir.op_name(value), "")
+        kind = "multiply" if divides_by_constant(value) else kind
         name = kind or ir.op_name(value) or type(value).__name__
         members = self.fusion.members(var, kind)
         self.absorbed.update(members[1:])
@@ -166,7 +167,7 @@ class _Grouping:
             return []
         members = self._slice(var, root)
         kind = _chain_kind([ir.op_name(self.defined[m]) for m in members])
-        if not self.chains and divides_by_number(self.defined[var]):
+        if not self.chains and divides_by_constant(self.defined[var]):
             kind = "multiply"
         reason = "" if ir.spec_of(root).dtype == "float32" else "it is not a float32 tensor"
         return [OpAnnotation(kind, var.name, (root.name,), tuple(m.name for m in members), reason=reason)]

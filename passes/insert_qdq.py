@@ -25,7 +25,7 @@ from tvm_qplugin.core.spec import (
     tensor_of,
 )
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import bias_of, divides_by_number
+from tvm_qplugin.passes.op_kinds import bias_of, divides_by_constant
 from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.quantize_dynamic import is_depthwise
 from tvm_qplugin.passes.weights import quantize_bias, quantize_weight
@@ -153,9 +153,12 @@ class _Insertion:
             return self._weighted(var, new, op)
         if op.kind in ("add", "subtract", "multiply") and var.name == op.members[0]:
             dtype = self.params[op.output].dtype
-            if divides_by_number(new):
+            if divides_by_constant(new):
                 new = relax.op.multiply(new.args[0], ir.const(1 / new.args[1].value.numpy()))
             return _with_args(new, [self._constant_operand(var, arg, dtype) for arg in new.args])
+        if op.kind in ("maximum", "minimum"):
+            grid = self.params[op.output]
+            return _with_args(new, [self._on_grid(var, arg, grid) for arg in new.args])
         return new
 
     def _weighted(self, var: relax.Var, new: Call, op: OpAnnotation) -> Call:
@@ -186,6 +189,11 @@ class _Insertion:
             return arg
         params = QuantSpec(dtype, symmetric=dtype == "int16").params(array.min(), array.max())
         return self._constant(f"{var.name}_operand", params.quantize(array), params)
+
+    def _on_grid(self, var: relax.Var, arg: relax.Expr, grid: QuantParams) -> relax.Expr:
+        """An operand; a constant on a grid that is given."""
+        array = ir.const_value(arg)
+        return arg if array is None else self._constant(f"{var.name}_operand", grid.quantize(array), grid)
 
     def _constant(self, name: str, value: relax.Expr, params: QuantParams) -> relax.Expr:
         return self.out.emit(ir.dequantize(ir.const(value), params), f"{name}_dq")

@@ -56,6 +56,15 @@ UNARY: dict[str, Callable[[Array], Array]] = {
     "erf": _erf,
     "sin": np.sin,
     "cos": np.cos,
+    "tan": np.tan,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
 }
 """Unary operators in float64, by Relax's name: what ``table`` rounds to codes."""
 _BINARY: dict[str, Callable[[Array, Array], Array]] = {

@@ -13,10 +13,17 @@ from tvm_qplugin.core.fixed_point import reduced_factors
 from tvm_qplugin.core.interpolated import UNIT, softmax_tables
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir, lut
-from tvm_qplugin.passes.match_window import match_pool, match_resize
+from tvm_qplugin.passes.match_prelu import match_prelu
+from tvm_qplugin.passes.match_window import (
+    match_extreme,
+    match_pool,
+    match_reduction,
+    match_resize,
+    reduced_axes,
+)
 from tvm_qplugin.passes.op_kinds import KINDS
 from tvm_qplugin.passes.plan import Plan, Source
-from tvm_qplugin.passes.site import Bounds, Layer, Site, geometry, ints, weighted
+from tvm_qplugin.passes.site import Bounds, Layer, Site, geometry, weighted
 
 Handler = Callable[[Site, Call, Bounds, Array | None], Plan | None]
 UNIT_GRID = QuantParams.of(UNIT, 0, "int16")
@@ -91,13 +98,15 @@ def _mul(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | 
 
 def _mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
     source, shape = site.source(core.args[0]), ir.spec_of(core.args[0]).shape
-    axes = range(len(shape)) if core.attrs.axis is None else ints(core.attrs.axis)
-    reduced = sorted(axis % len(shape) for axis in axes)
+    reduced = reduced_axes(core)
     count = int(np.prod([shape[axis] for axis in reduced]))
     if source is None or count > oracle16.MEAN_COUNT:
         return None
-    multiplier = oracle16.mean_of(source.want.scale, site.grid.scale, count)
     params = {**site.finish(bounds), "axes": reduced, "keepdims": bool(core.attrs.keepdims)}
+    if ir.op_name(core) == "relax.sum":
+        ratio = float(np.float32(source.want.scale) / np.float32(site.grid.scale))
+        return Plan("sum", site.out, "qsum16", {**params, "multiplier": ratio}, (source,))
+    multiplier = oracle16.mean_of(source.want.scale, site.grid.scale, count)
     return Plan("mean", site.out, "qmean16", {**params, "multiplier": multiplier}, (source,))
 
 
@@ -132,7 +141,10 @@ def table(
     defined: Mapping[relax.Var, relax.Expr],
     grids: tuple[QuantParams, QuantParams],
 ) -> Array | None:
-    """65536 results of the functions that LiteRT computes in int16; None for any other."""
+    """65536 results: as LiteRT computes them where it has the function in int16, else correctly rounded.
+
+    None for more than one function, and for a fixed output on another grid than its own.
+    """
     function, call = lut.describe(var, leaf, defined), defined[var]
     if len(function["operators"]) != 1:
         return None
@@ -149,7 +161,7 @@ def table(
     if name == "clip":
         low, high = (float(bound.value) for bound in call.args[1:3])
         return lite16.clipped(low, high, *grids)
-    return lite16.smooth(lut.UNARY["exp"], *grids) if name == "exp" else None
+    return lite16.smooth(lut.UNARY["exp"], *grids) if name == "exp" else lut.table(var, leaf, defined, grids)
 
 
 def _bounded(call: Call, name: str, grids: tuple[QuantParams, QuantParams]) -> Array | None:
@@ -167,9 +179,14 @@ HANDLERS: dict[str, Handler] = {
     "add": _add,
     "subtract": _add,
     "multiply": _mul,
+    "maximum": match_extreme,
+    "minimum": match_extreme,
     "avg_pool2d": match_pool,
     "max_pool2d": match_pool,
+    "min": match_reduction,
     "mean": _mean,
+    "sum": _mean,
     "softmax": _softmax,
     "resize2d": _resize,
+    "prelu": match_prelu,
 }

@@ -15,8 +15,10 @@ from tvm_qplugin.passes import ir, lut, match_int16
 from tvm_qplugin.passes.match_movement import match_movement
 from tvm_qplugin.passes.match_prelu import match_prelu
 from tvm_qplugin.passes.match_window import (
+    match_extreme,
     match_mean,
     match_pool,
+    match_reduction,
     match_resize,
     match_softmax,
 )
@@ -222,9 +224,13 @@ _HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] 
     "add": _add,
     "subtract": _add,
     "multiply": _mul,
+    "maximum": match_extreme,
+    "minimum": match_extreme,
     "avg_pool2d": match_pool,
     "max_pool2d": match_pool,
+    "min": match_reduction,
     "mean": match_mean,
+    "sum": match_mean,
     "softmax": match_softmax,
     "resize2d": match_resize,
     "prelu": match_prelu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from tvm import relax
 from tvm.ir import Call
 
@@ -32,7 +33,7 @@ def match_movement(site: Site) -> Plan | None:
     if kind == "pad":
         params: dict[str, Any] = {
             "pad_width": [int(width) for width in value.attrs.pad_width],
-            "value": int(site.grid.zero_point),
+            "value": int(site.grid.quantize(np.array(value.attrs.pad_value, "float32"))),
         }
         return Plan(kind, site.out, "qpad", params, wanted)
     return Plan(kind, site.out, sources=wanted, rebuild=_rebuilder(value, kind, site.out.shape))

@@ -1,4 +1,4 @@
-"""Pools, means, softmax and resizing between R.dequantize and R.quantize."""
+"""Pools, means, extremes, softmax and resizing between R.dequantize and R.quantize."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def match_pool(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
     if source is None:
         return None
     if ir.op_name(core) == "relax.max":
-        return _global_max(site, source, bounds, ir.spec_of(core.args[0]).shape)
+        shape, axes = ir.spec_of(core.args[0]).shape, reduced_axes(core)
+        whole = len(shape) == 4 and axes == [1, 2] and bool(core.attrs.keepdims)
+        return (
+            _global_max(site, source, bounds, shape) if whole else match_reduction(site, core, bounds, None)
+        )
     params = pool_geometry(core)
     maximum = ir.op_name(core) == "relax.nn.max_pool2d"
     params |= site.finish(bounds, builtin=not maximum)
@@ -62,15 +66,47 @@ def _ceil_padding(
     return padding
 
 
+def match_reduction(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """The largest or smallest element along any axes, on the output's grid."""
+    source = site.source(core.args[0])
+    if source is None:
+        return None
+    params = {
+        **site.finish(bounds),
+        "axes": reduced_axes(core),
+        "keepdims": bool(core.attrs.keepdims),
+        "largest": ir.op_name(core) == "relax.max",
+    }
+    kind = "max_pool2d" if params["largest"] else "min"
+    return Plan(kind, site.out, "qreduce", params, (Source(source.expr, source.have, site.grid),))
+
+
+def match_extreme(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
+    """The larger or smaller of two elements, on the output's grid."""
+    sources = [site.source(arg) for arg in core.args]
+    if None in sources:
+        return None
+    wanted = tuple(Source(s.expr, s.have, site.grid) for s in sources if s is not None)
+    kind = ir.op_name(core).removeprefix("relax.")
+    return Plan(kind, site.out, "qextreme", {**site.finish(bounds), "largest": kind == "maximum"}, wanted)
+
+
+def reduced_axes(core: Call) -> list[int]:
+    """The axes of a reduction, in order."""
+    rank = len(ir.spec_of(core.args[0]).shape)
+    axes = range(rank) if core.attrs.axis is None else ints(core.attrs.axis)
+    return sorted(axis % rank for axis in axes)
+
+
 def match_mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:
-    """A mean over any axes; 1/n goes into the multiplier."""
+    """A mean or sum over any axes; 1/n goes into the multiplier of a mean."""
     source = site.source(core.args[0])
     if source is None:
         return None
     shape = ir.spec_of(core.args[0]).shape
-    axes = range(len(shape)) if core.attrs.axis is None else ints(core.attrs.axis)
-    reduced = sorted(axis % len(shape) for axis in axes)
-    count = int(np.prod([shape[axis] for axis in reduced]))
+    reduced = reduced_axes(core)
+    kind = ir.op_name(core).removeprefix("relax.")
+    count = int(np.prod([shape[axis] for axis in reduced])) if kind == "mean" else 1
     params = {
         **site.finish(bounds, builtin=True),
         "in_zp": int(source.want.zero_point),
@@ -78,7 +114,7 @@ def match_mean(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> P
         "keepdims": bool(core.attrs.keepdims),
         "multiplier": mean_factor(source.want.scale, site.grid.scale, count),
     }
-    return Plan("mean", site.out, "qmean", params, (source,))
+    return Plan(kind, site.out, f"q{kind}", params, (source,))
 
 
 def match_softmax(site: Site, core: Call, bounds: Bounds, _bias: Array | None) -> Plan | None:

@@ -203,7 +203,8 @@ def _before_transpose(lay: Layouts, var: Var, make: Callable[[Expr, Sequence[int
 
 UNARY = (
     "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu nn.softplus clip sigmoid tanh exp log sqrt rsqrt "
-    "square negative abs floor ceil round erf sin cos astype sign logical_not"
+    "square negative abs floor ceil round erf sin cos tan sinh cosh asin acos atan asinh acosh atanh nn.selu "
+    "astype sign logical_not"
 )
 BINARY = "add subtract multiply divide maximum minimum power greater less greater_equal less_equal equal"
 ELEMENTWISE = {"quantize", "dequantize", "nn.prelu", *UNARY.split(), *BINARY.split()}

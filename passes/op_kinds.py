@@ -16,9 +16,13 @@ KINDS = {
     "relax.add": "add",
     "relax.subtract": "subtract",
     "relax.multiply": "multiply",
+    "relax.maximum": "maximum",
+    "relax.minimum": "minimum",
     "relax.nn.avg_pool2d": "avg_pool2d",
     "relax.nn.max_pool2d": "max_pool2d",
     "relax.max": "max_pool2d",
+    "relax.min": "min",
+    "relax.sum": "sum",
     "relax.mean": "mean",
     "relax.concat": "concat",
     "relax.nn.pad": "pad",
@@ -44,20 +48,23 @@ MOVEMENT = frozenset(
 )
 """Kinds that only move data."""
 
-SAME_SCALE = frozenset({*MOVEMENT, "avg_pool2d", "max_pool2d", "resize2d", "clamp"})
+SAME_SCALE = frozenset(
+    {*MOVEMENT, "avg_pool2d", "max_pool2d", "min", "maximum", "minimum", "resize2d", "clamp"}
+)
 """Kinds whose inputs and output share scale and zero point (TFLite quantization specification)."""
 
 ELEMENTWISE = frozenset(
     "relax." + name
     for name in (
         "nn.relu nn.leakyrelu nn.gelu nn.gelu_tanh nn.silu clip sigmoid tanh exp log sqrt rsqrt square abs "
-        "negative erf sin cos add subtract multiply divide maximum minimum power nn.softplus nn.selu"
+        "negative erf sin cos tan sinh cosh asin acos atan asinh acosh atanh "
+        "add subtract multiply divide maximum minimum power nn.softplus nn.selu"
     ).split()
 )
-"""Operators that a table of 256 entries can stand for when they read one tensor and scalars."""
+"""Operators that a table of all their results can stand for when they read one tensor and scalars."""
 
-FUNCTIONS16 = frozenset({"sigmoid", "tanh", "exp", "nn.leakyrelu"})
-"""Those of them that are computed in int16 as LiteRT does it."""
+LARGEST_PAD = 1024.0
+"""Padding with larger numbers stands for infinity; on one grid with it nothing else would be left."""
 
 Follows = Callable[[relax.Var, relax.Expr], bool]
 
@@ -84,12 +91,12 @@ def is_activation(_var: relax.Var, value: relax.Expr) -> bool:
     return ir.op_name(value) in ("relax.nn.relu", "relax.clip")
 
 
-def divides_by_number(value: relax.Expr) -> bool:
-    """``value`` divides a tensor by one constant number."""
+def divides_by_constant(value: relax.Expr) -> bool:
+    """``value`` divides a tensor by constant numbers, none of them 0."""
     if ir.op_name(value) != "relax.divide":
         return False
     divisor = ir.const_value(value.args[1])
-    return divisor is not None and divisor.size == 1 and bool(divisor.reshape(-1)[0])
+    return divisor is not None and bool(divisor.all())
 
 
 def macs_of(var: relax.Var, value: relax.Expr) -> int:
@@ -147,7 +154,8 @@ def obstacle(kind: str, value: relax.Expr) -> str:
 
 def obstacle16(kind: str) -> str:
     """Why int16x8 has no kernel for a kind that int8 has one for; empty if it has."""
-    known = kind in {*KINDS.values(), "split_item", "clamp", *FUNCTIONS16} - {"prelu"}
+    functions = {name.removeprefix("relax.") for name in ELEMENTWISE}
+    known = kind in {*KINDS.values(), "split_item", "clamp", *functions}
     return "" if known else f"{kind} has no int16 kernel"
 
 
@@ -179,10 +187,7 @@ def _prelu(value: relax.Expr) -> str:
 def _pool(value: relax.Expr) -> str:
     attrs = value.attrs
     if ir.op_name(value) == "relax.max":
-        rank = len(ir.spec_of(value.args[0]).shape)
-        axes = range(rank) if attrs.axis is None else [int(axis) % rank for axis in attrs.axis]
-        whole = rank == 4 and sorted(axes) == [1, 2] and bool(attrs.keepdims)
-        return "" if whole else "it is not a maximum over height and width"
+        return ""
     if attrs.layout != "NHWC":
         return f"its layout is {attrs.layout}, not NHWC"
     if ir.op_name(value) == "relax.nn.avg_pool2d":
@@ -213,7 +218,8 @@ def _resize(value: relax.Expr) -> str:
 def _pad(value: relax.Expr) -> str:
     if value.attrs.pad_mode != "constant":
         return f"its mode is {value.attrs.pad_mode}"
-    return "" if float(value.attrs.pad_value) == 0.0 else "it pads with another value than 0"
+    number = float(value.attrs.pad_value)
+    return "" if abs(number) <= LARGEST_PAD else f"it pads with {number:g}, far outside of other values"
 
 
 def _take(value: relax.Expr) -> str:
@@ -228,6 +234,8 @@ _OBSTACLES: dict[str, Callable[[relax.Expr], str]] = {
     "add": _binary,
     "subtract": _binary,
     "multiply": _binary,
+    "maximum": _binary,
+    "minimum": _binary,
     "resize2d": _resize,
     "pad": _pad,
     "take": _take,

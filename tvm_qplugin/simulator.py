@@ -121,8 +121,9 @@ def _depths(bound: Mapping[relax.Var, relax.Expr], floats: set[relax.Var]) -> di
 
 def _in_numpy(mod: IRModule, value: relax.Expr) -> bool:
     moved = ir.op_name(value) in _MOVEMENT and str(value.ty.dtype) in ("int8", "uint8", "int16")
+    looked_up = ir.op_name(value) == "relax.take" and ir.const_value(value.args[1]) is None
     kernel = kernel_of(mod, value)
-    return moved or (kernel is not None and kernel.name != "wexpand")
+    return (moved and not looked_up) or (kernel is not None and kernel.name != "wexpand")
 
 
 @dataclass

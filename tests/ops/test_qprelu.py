@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tvm_qplugin.core.fixed_point import quantize_multiplier
 from tvm_qplugin.core.oracle import qprelu
-from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 
 Verify = Callable[..., None]
 Codes = Callable[..., Array]
@@ -20,19 +20,20 @@ RATIOS = st.floats(2.0**-12, 100) | st.sampled_from([0.25, 0.5, 1.0, 2.0, 64.0])
 
 
 @QUICK
-@given(st.sampled_from(["int8", "uint8"]), st.integers(0, 2**16), RATIOS, RATIOS, st.booleans())
+@given(st.sampled_from(["int8", "uint8", "int16"]), st.integers(0, 2**16), RATIOS, RATIOS, st.booleans())
 def test_equals_the_oracle(
     verify: Verify, codes: Codes, dtype: str, seed: int, ratio: float, slope: float, single: bool
 ) -> None:
-    low = -128 if dtype == "int8" else 0
+    low, high = INTEGER_RANGE[dtype]
+    narrow = dtype != "int16"
     params = {
-        "in_zp": low + seed % 256,
+        "in_zp": (low + seed % 256) * narrow,
         "alpha_zp": seed % 11 - 5,
-        "out_zp": low + seed * 7 % 256,
+        "out_zp": (low + seed * 7 % 256) * narrow,
         "positive": list(quantize_multiplier(ratio)),
         "negative": list(quantize_multiplier(slope)),
         "lo": low + 20 * single,
-        "hi": low + 255,
+        "hi": high,
     }
     x, alpha = codes(seed, (1, 5, 7, 24), dtype), codes(seed + 1, (1 if single else 24,))
     verify("qprelu", params, x, alpha, dtype=dtype)

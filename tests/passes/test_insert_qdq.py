@@ -128,6 +128,50 @@ def test_a_constant_operand_is_quantized_by_its_own_range():
     assert "y_operand_dq" in text and text.count("R.dequantize") == 3
 
 
+def test_the_constant_of_a_maximum_is_on_the_grid_of_the_result():
+    @I.ir_module
+    class Before:
+        @R.function
+        def main(x: R.Tensor((2,), "float32")) -> R.Tensor((2,), "float32"):
+            with R.dataflow():
+                y = R.maximum(x, R.const([-1000.0, 3.0], "float32"))
+                R.output(y)
+            return y
+
+    @I.ir_module
+    class Expected:
+        @R.function
+        def main(x: R.Tensor((2,), "float32")) -> R.Tensor((2,), "float32"):
+            with R.dataflow():
+                x_q = R.quantize(x, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1, out_dtype="int8")
+                x_dq = R.dequantize(x_q, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1)
+                bound = R.dequantize(
+                    R.const([-128, 3], "int8"), R.const(1.0, "float32"), R.const(0, "int8"), axis=-1
+                )
+                y = R.maximum(x_dq, bound)
+                y_q = R.quantize(y, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1, out_dtype="int8")
+                gv = R.dequantize(y_q, R.const(1.0, "float32"), R.const(0, "int8"), axis=-1)
+                R.output(gv)
+            return gv
+
+    after = insert(Before, {"x": (-128, 127), "y": (-100, 127)})
+    tvm.ir.assert_structural_equal(without_alias(after), Expected)
+
+
+def test_a_division_by_constants_becomes_a_product():
+    @I.ir_module
+    class Mod:
+        @R.function
+        def main(x: R.Tensor((2,), "float32")) -> R.Tensor((2,), "float32"):
+            with R.dataflow():
+                y = R.divide(x, R.const([2.0, -0.5], "float32"))
+                R.output(y)
+            return y
+
+    text = insert(Mod, {"x": (-1, 1), "y": (-2, 2)}).script()
+    assert "R.multiply(x_dq, y_operand_dq" in text and "R.divide" not in text
+
+
 def test_a_layer_kept_in_float_is_untouched_and_says_why():
     recipe = Recipe(rules=(Rule(scope="y", scheme="float"),))
     after = insert(Shift, {}, recipe)

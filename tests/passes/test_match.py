@@ -177,3 +177,28 @@ def test_what_reads_a_float_tensor_is_not_matched():
 def test_per_channel_activations_and_other_dtypes_are_not_matched():
     assert plan_of(lambda bb, x, _: op.nn.relu(x), QuantParams.of(0.5, 0, "int16")) is None
     assert plan_of(lambda bb, x, _: op.nn.relu(x), QuantParams.of(np.float32([1, 2]), 0, "int8", 3)) is None
+
+
+@pytest.mark.parametrize(("operator", "largest"), [(op.maximum, True), (op.minimum, False)])
+def test_extremes_are_taken_on_the_grid_of_the_output(operator, largest: bool):
+    plan = plan_of(lambda _bb, x, y: operator(x, y))
+    assert plan is not None and (plan.kernel, plan.params["largest"]) == ("qextreme", largest)
+    assert all(source.want.same(GRID) for source in plan.sources)
+    assert [source.have.same(GRID) for source in plan.sources] == [True, False]
+
+
+@pytest.mark.parametrize(("axes", "kernel"), [([1, 2], "qmaxpool2d"), ([2, 3], "qreduce"), (None, "qreduce")])
+def test_maxima_over_height_and_width_are_pools(axes, kernel: str):
+    plan = plan_of(lambda _bb, x, _y: op.max(x, axes, keepdims=True))
+    assert plan is not None and plan.kernel == kernel
+    assert kernel == "qmaxpool2d" or plan.params["axes"] == (axes or [0, 1, 2, 3])
+
+
+def test_a_sum_has_the_ratio_of_the_scales_as_multiplier():
+    plan = plan_of(lambda _bb, x, _y: op.sum(x, [1, 2]), OTHER)
+    assert plan is not None and (plan.kernel, plan.params["multiplier"]) == ("qsum", 2.0)
+
+
+def test_a_number_that_pads_is_on_the_grid():
+    plan = plan_of(lambda _bb, x, _y: op.nn.pad(x, [0, 0, 1, 1, 0, 0, 0, 0], pad_value=2.0))
+    assert plan is not None and plan.params["value"] == 7

@@ -267,7 +267,7 @@ def resize(g: Graph, r: random.Random) -> list[str]:
 
 
 def island(g: Graph, r: random.Random) -> list[str]:
-    """What has no integer kernel."""
+    """What has no integer kernel, and a maximum."""
     x = g.pick()
     kind = r.choice(["norm", "matmul", "cast", "max", "div"])
     if kind == "norm":

@@ -140,6 +140,13 @@ NETS: dict[str, Make] = {
     "add constant": lambda net: net(
         "Add", net("Sub", "x", conv(6, pads=[1] * 4)(net)), net.normal(1, 6, 9, 8)
     ),
+    "maximum": lambda net: net("Max", conv(6, pads=[1] * 4)(net), "x"),
+    "minimum relu": lambda net: net("Relu", net("Min", conv(6, pads=[1] * 4)(net), "x")),
+    "maximum broadcast": lambda net: net("Max", "x", net("GlobalAveragePool", conv(6)(net))),
+    "minimum of a constant": lambda net: net("Min", conv(6)(net), net.normal(6, 1, 1)),
+    "divide by constants": lambda net: net(
+        "Div", conv(6)(net), net.weight(np.float32([[[0.5]], [[-3]]] * 3))
+    ),
     "dense": dense,
     "dense relu softmax": lambda net: net("Softmax", net("Relu", dense(net))),
     "softmax channels": lambda net: net("Softmax", conv(5)(net), axis=1),
@@ -158,6 +165,13 @@ NETS: dict[str, Make] = {
     ),
     "global average": lambda net: net("GlobalAveragePool", conv(6)(net)),
     "mean relu": lambda net: net("Relu", net("ReduceMean", "x", net.ints(2, 3), keepdims=0)),
+    "sum": lambda net: net("ReduceSum", conv(5)(net), net.ints(2, 3), keepdims=0),
+    "sum of channels": lambda net: net("ReduceSum", conv(5)(net), net.ints(1)),
+    "largest": lambda net: net("ReduceMax", conv(5)(net), net.ints(1, 3), keepdims=0),
+    "smallest": lambda net: net("ReduceMin", conv(5)(net), net.ints(2, 3)),
+    "pad with a number": lambda net: net(
+        "Pad", conv(6)(net), net.ints(0, 0, 1, 2, 0, 0, 0, 1), net.weight(np.float32(0.3))
+    ),
     "pad": lambda net: net("Pad", conv(6)(net), net.ints(0, 0, 1, 2, 0, 0, 0, 1)),
     "conv of a slice": lambda net: net(
         "Conv",

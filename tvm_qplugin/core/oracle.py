@@ -19,10 +19,12 @@ it).
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
-| qprelu | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (31-bit multiplier, exponent) |
+| qextreme (int16) | a, b (broadcast) on the grid of the output | largest: or the smaller of two |
+| qreduce (int16) | q on the grid of the output | axes, keepdims, largest: or the smallest |
+| qprelu (int16) | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (fixed, exponent) |
 | qavgpool2d (int16) | q | pool, strides, padding, count_include_pad; one grid: in_zp = out_zp |
 | qmaxpool2d (int16) | q | pool, strides, padding, dilation |
-| qmean | q | axes, keepdims, multiplier (1/n included: ``mean_factor``) |
+| qmean, qsum | q | axes, keepdims, multiplier (of a mean 1/n included: ``mean_factor``) |
 | qlut (int16) | q, table [256 or 65536] indexed by q - dtype minimum | |
 | qsoftmax | q, table float32 [256] | axis, out_scale |
 | qresize2d (int16: nearest) | q | size, method, coordinate, rounding |
@@ -103,6 +105,18 @@ def qmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
     return _finish(p, acc, p["multiplier"], dtype)
 
 
+def qextreme(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """The larger or the smaller of two codes."""
+    found = np.maximum(a, b) if p["largest"] else np.minimum(a, b)
+    return np.clip(found.astype("int64"), p["lo"], p["hi"]).astype(dtype)
+
+
+def qreduce(p: Params, x: Array, dtype: str) -> Array:
+    """The largest or the smallest code along ``axes``."""
+    found = (np.max if p["largest"] else np.min)(x, tuple(p["axes"]), keepdims=bool(p["keepdims"]))
+    return np.clip(found.astype("int64"), p["lo"], p["hi"]).astype(dtype)
+
+
 def qprelu(p: Params, x: Array, alpha: Array, dtype: str) -> Array:
     """A slope for each channel below 0, by ``fixed_point.multiply``."""
     distance = x.astype("int64") - p["in_zp"]
@@ -128,7 +142,7 @@ def qmaxpool2d(p: Params, x: Array, dtype: str) -> Array:
 
 
 def qmean(p: Params, x: Array, dtype: str) -> Array:
-    """Mean over ``axes``: ``rint(sum * multiplier + offset)`` of int8 codes in float32, half to even."""
+    """Mean or sum over ``axes``: ``rint(total * multiplier + offset)`` in float32, half to even."""
     raw, axes = x.astype("int64") - centre(str(x.dtype)), tuple(p["axes"])
     count = int(np.prod([x.shape[axis] for axis in axes]))
     scaled = raw.sum(axes, keepdims=bool(p["keepdims"])).astype("float32") * np.float32(p["multiplier"])
@@ -249,10 +263,13 @@ ORACLE: dict[str, Oracle] = {
     "qdense": qdense,
     "qadd": qadd,
     "qmul": qmul,
+    "qextreme": qextreme,
+    "qreduce": qreduce,
     "qprelu": qprelu,
     "qavgpool2d": qavgpool2d,
     "qmaxpool2d": qmaxpool2d,
     "qmean": qmean,
+    "qsum": qmean,
     "qlut": qlut,
     "qsoftmax": qsoftmax,
     "qresize2d": qresize2d,

@@ -12,6 +12,7 @@ exponent), see ``fixed_point.py``; ``rescaling`` stands for the arrays factor in
 | qadd16 | a, b (broadcast) | a_multiplier, b_multiplier, out_multiplier, subtract, vectorized |
 | qmul16 | a, b (broadcast) | multiplier |
 | qmean16 | q | axes, keepdims, multiplier (1/n included: ``mean_multiplier``) |
+| qsum16 | q | axes, keepdims, multiplier (a float32 number) |
 | qsoftmax16 | q, exponentials int16 [513], reciprocals int16 [513] (``softmax_tables``) | axis, multiplier |
 | qresize2d16 | q | size, coordinate; bilinear |
 
@@ -100,6 +101,13 @@ def qmean16(p: Params, x: Array, dtype: str) -> Array:
     return _clipped(p, multiply(total, p["multiplier"]), dtype)
 
 
+def qsum16(p: Params, x: Array, dtype: str) -> Array:
+    """Sum over ``axes``, rescaled in float32, half away from zero."""
+    total = x.astype("int64").sum(tuple(p["axes"]), keepdims=bool(p["keepdims"]))
+    scaled = np.clip(total.astype("float32") * np.float32(p["multiplier"]), p["lo"], p["hi"])
+    return _clipped(p, round_away(scaled), dtype)
+
+
 def qsoftmax16(p: Params, x: Array, exponentials: Array, reciprocals: Array, dtype: str) -> Array:
     """Softmax by two interpolated tables; the sum is normalized to [1, 2)."""
     moved = np.moveaxis(x.astype("int64"), p["axis"], -1)
@@ -173,6 +181,7 @@ ORACLE16: dict[str, Callable[..., Array]] = {
     "qadd16": qadd16,
     "qmul16": qmul16,
     "qmean16": qmean16,
+    "qsum16": qsum16,
     "qsoftmax16": qsoftmax16,
     "qresize2d16": qresize2d16,
 }

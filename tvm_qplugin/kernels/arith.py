@@ -9,6 +9,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params
+from tvm_qplugin.core.qparams import INTEGER_RANGE
 
 Expr: TypeAlias = Any  # a scalar expression: TVM 0.27 has no public class that covers all of them
 
@@ -42,6 +43,12 @@ def wide(value: Expr, zero_point: int = 0) -> Expr:
 def clamp(value: Expr, lo: Expr, hi: Expr) -> Expr:
     """``value`` between ``lo`` and ``hi``."""
     return tirx.max(tirx.min(value, hi), lo)
+
+
+def limits(p: Params, dtype: str) -> tuple[Expr, Expr]:
+    """The clamp of an output, within what ``dtype`` can hold."""
+    low, high = INTEGER_RANGE[dtype]
+    return tirx.const(max(p["lo"], low), dtype), tirx.const(min(p["hi"], high), dtype)
 
 
 def round_clamped(scaled: Expr, p: Params, dtype: str) -> Expr:

@@ -1,4 +1,4 @@
-"""Elementwise kernels: quantize, dequantize, requantize, add, multiply, prelu, clamp, table lookup."""
+"""Elementwise kernels: conversions, add, multiply, maximum, minimum, prelu, clamp, table lookup."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tvm_qplugin.kernels.arith import (
     clamp,
     f32,
     finish,
+    limits,
     round_clamped,
     transposed,
     wide,
@@ -88,6 +89,18 @@ def qmul(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     return te.compute(out.shape, element, name="qmul")
 
 
+def qextreme(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """The larger or the smaller of two codes of one grid, clamped."""
+    a, b = inputs
+    chosen = tirx.max if p["largest"] else tirx.min
+    lo, hi = limits(p, out.dtype)
+
+    def element(*i: Expr) -> Expr:
+        return clamp(chosen(broadcast(a, i), broadcast(b, i)), lo, hi)
+
+    return te.compute(out.shape, element, name="qextreme")
+
+
 def qprelu(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """A slope for each channel below 0."""
     q, alpha = inputs
@@ -104,8 +117,7 @@ def qprelu(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor
 def qclamp(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     """A stand-alone activation on one grid."""
     (q,) = inputs
-    low, high = INTEGER_RANGE[str(q.dtype)]
-    lo, hi = (tirx.const(min(max(p[k], low), high), q.dtype) for k in ("lo", "hi"))
+    lo, hi = limits(p, str(q.dtype))
     return te.compute(out.shape, lambda *i: clamp(q(*i), lo, hi).astype(out.dtype), name="qclamp")
 
 

@@ -1,15 +1,15 @@
-"""Pooling and mean: sums or maxima over windows, requantized."""
+"""Pooling, mean and sum: sums or maxima over windows, requantized."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.core.qparams import AVERAGE_TAPS, INTEGER_RANGE, average_factor, centre, mean_offset
-from tvm_qplugin.kernels.arith import Expr, clamp, f32, round_clamped, separate, wide
+from tvm_qplugin.kernels.arith import Expr, clamp, f32, limits, round_clamped, separate, wide
 from tvm_qplugin.kernels.movement import padded
 
 
@@ -68,6 +68,7 @@ def qmaxpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
     """The window's maximum, clamped; padding never wins."""
     (x,) = inputs
     low, high = INTEGER_RANGE[str(x.dtype)]
+    lo, hi = limits(p, str(x.dtype))
     source = padded(x, p["padding"], low)
     rows, cols = _axes(p)
     top = te.compute(
@@ -77,12 +78,11 @@ def qmaxpool2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Te
     )
     if p["lo"] <= low and p["hi"] >= high:
         return top
-    lo, hi = tirx.const(max(p["lo"], low), x.dtype), tirx.const(min(p["hi"], high), x.dtype)
     return te.compute(out.shape, lambda *i: clamp(top(*i), lo, hi), name="clamp")
 
 
 def qmean(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """Mean over ``axes``; ``multiplier`` already contains 1/n."""
+    """Mean or sum over ``axes``; the ``multiplier`` of a mean contains 1/n."""
     (x,) = inputs
     count = int(np.prod([int(x.shape[axis]) for axis in p["axes"]]))
     dtype, zero = str(x.dtype), centre(str(x.dtype))
@@ -97,15 +97,30 @@ def qmean(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
     return te.compute(out.shape, element, name="requantize")
 
 
+def qreduce(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """The largest or the smallest code along ``axes``, clamped."""
+    (x,) = inputs
+    lo, hi = limits(p, out.dtype)
+    found = _reduced(p, x, out, te.max if p["largest"] else te.min, lambda value: value)
+    return te.compute(out.shape, lambda *i: clamp(found(*i), lo, hi), name="clamp")
+
+
 def sums(p: Params, x: te.Tensor, out: TensorSpec) -> te.Tensor:
     """Sums over ``axes`` in int32."""
+    return _reduced(p, x, out, te.sum, wide)
+
+
+def _reduced(
+    p: Params, x: te.Tensor, out: TensorSpec, reduce: Callable[..., Expr], read: Callable[[Expr], Expr]
+) -> te.Tensor:
+    """One value for all elements along ``axes``."""
     rank = len(x.shape)
     axes = {axis % rank: te.reduce_axis((0, int(x.shape[axis])), f"r{axis % rank}") for axis in p["axes"]}
 
     def total(*i: Expr) -> Expr:
         kept = iter(i if not p["keepdims"] else [v for a, v in enumerate(i) if a not in axes])
         index = [axes[a] if a in axes else next(kept) for a in range(rank)]
-        return te.sum(wide(x(*index)), axis=list(axes.values()))
+        return reduce(read(x(*index)), axis=list(axes.values()))
 
     return te.compute(out.shape, total, name="sum")
 

@@ -10,8 +10,8 @@ from tvm import te, tirx
 from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.core.oracle16 import blend_table
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.kernels.arith import Expr, clamp, wide
-from tvm_qplugin.kernels.fixed_point import clipped, i32, i64, interpolate, multiply
+from tvm_qplugin.kernels.arith import Expr, clamp, f32, wide
+from tvm_qplugin.kernels.fixed_point import clipped, i32, i64, interpolate, multiply, round_away
 from tvm_qplugin.kernels.pool import sums
 from tvm_qplugin.kernels.softmax import Rows
 
@@ -22,6 +22,17 @@ def qmean16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tenso
 
     def element(*i: Expr) -> Expr:
         return clipped(multiply(acc(*i), p["multiplier"]), p, out.dtype)
+
+    return te.compute(out.shape, element, name="requantize")
+
+
+def qsum16(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
+    """Sum over ``axes``; clamped before it is rounded, so that nothing is contracted with the product."""
+    acc = sums(p, inputs[0], out)
+
+    def element(*i: Expr) -> Expr:
+        scaled = clamp(acc(*i).astype("float32") * f32(p["multiplier"]), f32(p["lo"]), f32(p["hi"]))
+        return clipped(round_away(scaled.astype("float64")).astype("int32"), p, out.dtype)
 
     return te.compute(out.shape, element, name="requantize")
 

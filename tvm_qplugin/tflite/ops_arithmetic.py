@@ -65,6 +65,8 @@ def multiply(node: Node) -> Value:
 
 def prelu(node: Node) -> Value:
     """PRELU; the slopes of an image lie along its last axis, as Keras writes them."""
+    if node.wide:
+        raise node.refuse("LiteRT has no PRELU of int16: use int8, or LEAKY_RELU with one slope")
     slopes = node.writer.constant(f"{node.name}_alpha", slopes_of(node), node.grids[f"{node.name}_weight"])
     return node.unfused("PRELU", [node.value(0), slopes])
 
@@ -77,8 +79,28 @@ def slopes_of(node: Node) -> Array:
 
 def mean(node: Node) -> Value:
     """MEAN; a clamp behind it is an operator of its own."""
+    return _reduced(node, "MEAN")
+
+
+def total(node: Node) -> Value:
+    """SUM."""
+    return _reduced(node, "SUM")
+
+
+def reduction(node: Node) -> Value:
+    """REDUCE_MAX or REDUCE_MIN."""
+    return _reduced(node, "REDUCE_MAX" if node.params["largest"] else "REDUCE_MIN")
+
+
+def _reduced(node: Node, code: str) -> Value:
     inputs = [node.value(0), node.numbers(node.params["axes"], "axes")]
-    return node.unfused("MEAN", inputs, "ReducerOptions", keepDims=bool(node.params["keepdims"]))
+    return node.unfused(code, inputs, "ReducerOptions", keepDims=bool(node.params["keepdims"]))
+
+
+def extreme(node: Node) -> Value:
+    """MAXIMUM or MINIMUM of two tensors."""
+    code = "MAXIMUM" if node.params["largest"] else "MINIMUM"
+    return node.unfused(code, [node.value(0), node.value(1)], "MaximumMinimumOptions")
 
 
 def softmax(node: Node) -> Value:

@@ -124,11 +124,11 @@ def _pool(node: Node, code: str, x: Value, padding: str) -> Value:
 
 
 def pad(node: Node) -> Value:
-    """PAD, which pads with what stands for 0; of floats PADV2 with anything else."""
+    """PAD, which pads with what stands for 0; PADV2 with anything else."""
     x, widths = node.value(0), np.asarray(node.params["pad_width"]).reshape(-1, 2)
-    if x.grid is not None or node.params["value"] == 0:
+    if node.params["value"] == (0 if x.grid is None else int(x.grid.zero_point)):
         return _pad(node, x, widths, node.result())
-    fill = node.writer.constant(f"{node.name}_fill", np.array([node.params["value"]], x.spec.dtype))
+    fill = node.writer.constant(f"{node.name}_fill", np.array([node.params["value"]], x.spec.dtype), x.grid)
     return node.emit("PADV2", [x, node.numbers(widths, "widths"), fill], "PadV2Options")
 
 

@@ -172,8 +172,9 @@ def pool(graph: Graph, op: TfliteOperator) -> None:
 
 
 def reduction(graph: Graph, op: TfliteOperator) -> None:
-    """SUM, REDUCE_MAX and REDUCE_MIN of floats over constant axes."""
-    graph.float_only(op)
+    """SUM, REDUCE_MAX and REDUCE_MIN over constant axes."""
+    if op.name != "SUM":
+        graph.one_grid(op, op.inputs[:1])
     rank = len(graph.shape(op.inputs[0]))
     axes = sorted({axis % rank for axis in graph.numbers(op, 1)})
     make = {"SUM": relax.op.sum, "REDUCE_MAX": relax.op.max, "REDUCE_MIN": relax.op.min}[op.name]

@@ -50,6 +50,7 @@ VERSIONS16 = {
     "RESIZE_NEAREST_NEIGHBOR": 4,
     "STRIDED_SLICE": 4,
     "SUB": 5,
+    "SUM": 2,
     "TRANSPOSE": 4,
 }
 """The same for operators with an int16 tensor; all others have version 3."""

@@ -185,7 +185,7 @@ ONE_GRID = frozenset(
     (
         "AVERAGE_POOL_2D MAX_POOL_2D RESHAPE EXPAND_DIMS SQUEEZE TRANSPOSE CONCATENATION PAD PADV2 SLICE "
         "STRIDED_SLICE SPLIT SPLIT_V PACK UNPACK GATHER RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR MAXIMUM "
-        "MINIMUM RELU_N1_TO_1"
+        "MINIMUM REDUCE_MAX REDUCE_MIN RELU_N1_TO_1"
     ).split()
 )
 FIXED = {
@@ -193,14 +193,12 @@ FIXED = {
     "LOGISTIC": QuantParams.of(1 / 256, -128),
     "TANH": QuantParams.of(1 / 128, 0),
 }
-FLOAT_ONLY = frozenset("div pow log sqrt rsqrt sin square abs neg cos sum reduce_max reduce_min".split())
+FLOAT_ONLY = frozenset("div pow log sqrt rsqrt sin square abs neg cos".split())
 """What is read in float32 only."""
 POSITIVE = frozenset({"pow", "log", "sqrt", "rsqrt", "div"})
 """What is not defined everywhere."""
-IN_FLOAT = {"maximum", "padv2"}
-"""No integer kernel, but exact: a maximum of dequantized integers is one of them."""
 VERSIONS = {
-    **dict.fromkeys("DIV POW LOG SQRT RSQRT SIN SQUARE ABS NEG COS SUM REDUCE_MAX REDUCE_MIN".split(), 1),
+    **dict.fromkeys("DIV POW LOG SQRT RSQRT SIN SQUARE ABS NEG COS".split(), 1),
     "EXPAND_DIMS": 1,
     "RELU_N1_TO_1": 1,
     "RESIZE_BILINEAR": 3,
@@ -310,4 +308,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "float_case" in metafunc.fixturenames:
         metafunc.parametrize("float_case", CASES)
     if "integer_case" in metafunc.fixturenames:
-        metafunc.parametrize("integer_case", [case for case in CASES if case not in IN_FLOAT | FLOAT_ONLY])
+        metafunc.parametrize("integer_case", [case for case in CASES if case not in FLOAT_ONLY])
