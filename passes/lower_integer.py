@@ -18,7 +18,7 @@ from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.match_tagged import tagged_plan
-from tvm_qplugin.passes.op_kinds import KINDS, macs_of, obstacle
+from tvm_qplugin.passes.op_kinds import KIND_NAMES, kind_of, macs_of, obstacle
 from tvm_qplugin.passes.plan import (
     FUNCTIONS,
     GRIDS,
@@ -187,7 +187,7 @@ class _Lowering:
             return ir.substitute(value, self.env)
         name = ir.op_name(value)
         if _computes(value):
-            kind = KINDS.get(name, name.removeprefix("relax."))
+            kind = kind_of(value, self.defined) or name.removeprefix("relax.")
             reason = self.reasons.get(var.name) or self._reason(kind, value)
             made = self.out.emit(ir.retyped(value, self.env), var.name)
             entry = _entry(var.name, kind, "", _shape(var), reason)
@@ -285,7 +285,7 @@ def _shape(var: relax.Var) -> tuple[int, ...]:
 
 
 def _default_reason(kind: str) -> str:
-    known = kind in KINDS.values()
+    known = kind in KIND_NAMES
     return "it is not between dequantize and quantize" if known else f"{kind} has no integer kernel"
 
 

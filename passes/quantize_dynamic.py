@@ -15,7 +15,7 @@ from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import check_rules, group
-from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.op_kinds import kind_of, obstacle
 from tvm_qplugin.passes.rebuild import Rebuilder, constant
 from tvm_qplugin.passes.stored import labelled
 from tvm_qplugin.passes.weights import quantize_weight
@@ -56,15 +56,17 @@ class _Quantize(Rebuilder):
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A layer with a quantized weight."""
-        kind = KINDS.get(ir.op_name(call), "")
-        if kind not in ("conv2d", "dense"):
+        kind = kind_of(call)
+        if kind not in ("conv2d", "dense", "matmul"):
             return call
         choice = self.recipe.choose(*self.kinds[name])
-        if self.recipe.integer and (choice.scheme != "dynamic" or ir.const_value(call.args[1]) is None):
+        if self.recipe.integer and (choice.scheme != "dynamic" or kind == "matmul"):
             return call
         reason = self._reason(call, kind, choice.scheme)
         if reason:
             self.reasons[name] = reason
+            return call
+        if kind == "matmul":
             return call
         weight = call.args[1].value.numpy()
         per_channel = choice.per_channel or is_depthwise(call)
@@ -78,7 +80,7 @@ class _Quantize(Rebuilder):
         if scheme != "dynamic":
             return "the recipe keeps it in float" if scheme == "float" else f"its scheme is {scheme}"
         reason, size = obstacle(kind, call), ir.spec_of(call.args[1]).size
-        if not reason and size < self.smallest:
+        if not reason and kind != "matmul" and size < self.smallest:
             return f"its weight has {size} elements, fewer than {self.smallest}"
         return reason
 

@@ -17,6 +17,7 @@ it).
 | qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qconv2d_add | those of qconv2d, then a second summand | qconv2d's; add: qadd's, the convolution is ``a`` |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
+| qmatmul | a [.., M, K], b [.., K, N], broadcast | multiplier (31 bits, exponent), to int16 as well |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
 | qprelu | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (31-bit multiplier, exponent) |
@@ -81,6 +82,13 @@ def qdense(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str
     """``x @ w.T + bias`` over the last axis of ``x``."""
     acc = (x.astype("float64") - p["in_zp"]) @ w.astype("float64").T
     return _finish(p, acc.astype("int64") + bias, factor, dtype)
+
+
+def qmatmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """Product of two activations over the last axis of ``a``, by ``fixed_point.multiply``."""
+    acc = (a.astype("float64") - p["a_zp"]) @ (b.astype("float64") - p["b_zp"])
+    codes = multiply(acc.astype("int64"), p["multiplier"]) + p["out_zp"]
+    return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
 
 
 def qadd(p: Params, a: Array, b: Array, dtype: str) -> Array:
@@ -245,6 +253,7 @@ ORACLE: dict[str, Oracle] = {
     "qconv2d": qconv2d,
     "qconv2d_add": qconv2d_add,
     "qdense": qdense,
+    "qmatmul": qmatmul,
     "qadd": qadd,
     "qmul": qmul,
     "qprelu": qprelu,

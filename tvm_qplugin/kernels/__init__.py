@@ -34,6 +34,8 @@ KERNELS = {
     "fconv2d": "conv:fconv2d",
     "qdense": "dense:qdense",
     "fdense": "dense:fdense",
+    "qmatmul": "matmul:qmatmul",
+    "qmatmul16": "matmul:qmatmul16",
     "qavgpool2d": "pool:qavgpool2d",
     "qmaxpool2d": "pool:qmaxpool2d",
     "qmean": "pool:qmean",

@@ -53,6 +53,11 @@ def _dense(p: Params, shapes: Sequence[Shape]) -> Shape:
     return (*shapes[0][:-1], shapes[1][0])
 
 
+def _matmul(p: Params, shapes: Sequence[Shape]) -> Shape:
+    a, b = shapes[:2]
+    return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+
+
 def _recurrent(p: Params, shapes: Sequence[Shape]) -> Shape:
     """``[N, T, C]``: as many features as the recurrent weights [gates, C, C] have."""
     return (*shapes[0][:2], shapes[2][2])
@@ -87,6 +92,7 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "qmaxpool2d": _window,
     "qdense": _dense,
     "fdense": _dense,
+    "qmatmul": _matmul,
     "qmean": _mean,
     "qlstm": _recurrent,
     "qresize2d": _resized,
