@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import DYNAMIC, REPORT, TensorSpec, encode_params
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
@@ -55,7 +55,9 @@ class LowerInteger:
         with ir.Emitter(mod) as out:
             lowering = _Lowering(mod, self.storage, out)
             outputs = lowering.run()
-            return out.finish(outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None})
+            return out.finish(
+                outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None, DYNAMIC: None}
+            )
 
 
 class _Lowering:
@@ -68,6 +70,7 @@ class _Lowering:
         self.plans: dict[relax.Var, Plan | None] = {}
         self.env: dict[relax.Var, relax.Expr] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
+        self.dynamic = set(json.loads((self.func.attrs or {}).get(DYNAMIC, "[]")))
         self.reasons = json.loads((self.func.attrs or {}).get(REASONS, "{}"))
         self.report: list[dict[str, Any]] = []
         self.grids: dict[str, QuantParams] = {}
@@ -111,6 +114,9 @@ class _Lowering:
             return self._dequantize(var, value, None)
         if name == "relax.call_tir":
             return tagged_plan(self.mod, value)
+        if var.name in self.dynamic:
+            macs = macs_of(var, value)
+            return Plan("matmul", ir.spec_of(var), "dmatmul", floats=tuple(value.args), macs=macs)
         if name == "relax.permute_dims":
             inner = self.defined.get(value.args[0])
             if inner is not None and ir.op_name(inner) == "relax.dequantize":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
+from tvm_qplugin.core.attrs import DYNAMIC
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
 from tvm_qplugin.passes import ir
@@ -32,6 +34,7 @@ class QuantizeDynamic:
     output channel (for the whole of a dense or ordinary convolution's weight where ``recipe`` says so),
     biases as they were, attribute ``qplugin.scheme`` = "dynamic". Weights of fewer than ``smallest``
     elements stay float, as TFLite's converter leaves them; the reason stands in ``qplugin.reasons``.
+    Products of two tensors, both to be quantized at run time, are named in ``qplugin.dynamic``.
     Of a QDQ module, which gets no ``qplugin.scheme``, only layers in float are looked at.
     """
 
@@ -44,6 +47,8 @@ class QuantizeDynamic:
         work = _Quantize(ir.main_function(mod), self.recipe, self.smallest)
         result = mod.clone()
         result["main"] = work.run()
+        if work.products:
+            result = ir.with_main_attr(result, DYNAMIC, json.dumps(work.products))
         return labelled(result, self.recipe, work.reasons)
 
 
@@ -53,6 +58,7 @@ class _Quantize(Rebuilder):
         self.recipe, self.smallest = recipe, smallest
         self.kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
         self.reasons: dict[str, str] = {}
+        self.products: list[str] = []
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A layer with a quantized weight."""
@@ -67,6 +73,7 @@ class _Quantize(Rebuilder):
             self.reasons[name] = reason
             return call
         if kind == "matmul":
+            self.products.append(name)
             return call
         weight = call.args[1].value.numpy()
         per_channel = choice.per_channel or is_depthwise(call)

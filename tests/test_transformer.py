@@ -83,7 +83,7 @@ def test_quantized(model: onnx.ModelProto, recipe: Recipe, least: float) -> None
     noise = np.square(np.subtract(wanted, found)).sum()
     assert 10 * np.log10(np.square(wanted).sum() / noise) > least
     reasons = {op.name: op.reason for op in artifact.manifest.operators if not op.integer}
-    assert recipe.scheme == "dynamic" or not {"l0_scores", "l0_mixed", "l1_scores"} & set(reasons)
+    assert not {"l0_scores", "l0_mixed", "l1_scores", "l1_mixed"} & set(reasons)
 
 
 def test_what_is_integer(model: onnx.ModelProto) -> None:

@@ -55,3 +55,11 @@ def test_equals_the_oracle_in_int16(
     factor, shift = reduced_factors(real(a[-1], 25000))
     params = {"out_zp": 0, "lo": -30000, "hi": 32767, "factor": int(factor), "shift": int(shift)}
     verify("qmatmul16", params, codes(3, a, "int16"), codes(4, b, "int16"), dtype="int16")
+
+
+@pytest.mark.parametrize(("a", "b"), SHAPES)
+def test_floats_quantized_at_run_time(verify: Verify, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(5)
+    x, y = (np.asarray(rng.normal(size=shape) * 3 + 1, "float32") for shape in (a, b))
+    x[..., 0, :], y[..., -1] = 0, 0
+    verify("dmatmul", {}, x, y, dtype="float32")

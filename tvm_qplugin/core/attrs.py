@@ -41,6 +41,9 @@ SCHEME = "qplugin.scheme"
 of their layers are to be quantized at run time.
 """
 
+DYNAMIC = "qplugin.dynamic"
+"""Attribute of ``main``: names of products of two tensors, both to be quantized at run time; a JSON list."""
+
 Params = Mapping[str, Any]
 
 

@@ -18,6 +18,7 @@ it).
 | qconv2d_add | those of qconv2d, then a second summand | qconv2d's; add: qadd's, the convolution is ``a`` |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
 | qmatmul | a [.., M, K], b [.., K, N], broadcast | multiplier (31 bits, exponent), to int16 as well |
+| dmatmul | a, b float32 as in qmatmul | none; see ``dynamic.matmul`` |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
 | qprelu | q [..., C], alpha int8 [C] or [1] | alpha_zp; positive, negative: (31-bit multiplier, exponent) |
@@ -40,6 +41,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.attrs import Params
 from tvm_qplugin.core.fixed_point import multiply
 from tvm_qplugin.core.lstm import qlstm
@@ -89,6 +91,11 @@ def qmatmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
     acc = (a.astype("float64") - p["a_zp"]) @ (b.astype("float64") - p["b_zp"])
     codes = multiply(acc.astype("int64"), p["multiplier"]) + p["out_zp"]
     return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
+
+
+def dmatmul(p: Params, a: Array, b: Array, dtype: str = "float32") -> Array:
+    """Product of two float tensors that are quantized at run time."""
+    return dynamic.matmul(a, b)
 
 
 def qadd(p: Params, a: Array, b: Array, dtype: str) -> Array:
@@ -254,6 +261,7 @@ ORACLE: dict[str, Oracle] = {
     "qconv2d_add": qconv2d_add,
     "qdense": qdense,
     "qmatmul": qmatmul,
+    "dmatmul": dmatmul,
     "qadd": qadd,
     "qmul": qmul,
     "qprelu": qprelu,

@@ -34,6 +34,7 @@ KERNELS = {
     "fconv2d": "conv:fconv2d",
     "qdense": "dense:qdense",
     "fdense": "dense:fdense",
+    "dmatmul": "matmul:dmatmul",
     "qmatmul": "matmul:qmatmul",
     "qmatmul16": "matmul:qmatmul16",
     "qavgpool2d": "pool:qavgpool2d",

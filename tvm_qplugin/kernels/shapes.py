@@ -92,6 +92,7 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "qmaxpool2d": _window,
     "qdense": _dense,
     "fdense": _dense,
+    "dmatmul": _matmul,
     "qmatmul": _matmul,
     "qmean": _mean,
     "qlstm": _recurrent,
