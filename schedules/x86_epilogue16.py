@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm_qplugin.schedules.x86_constants import Reader
-from tvm_qplugin.schedules.x86_epilogue import Cell, runs, store_lanes
+from tvm_qplugin.schedules.x86_epilogue import Cell, IntegerEpilogue, runs, store_lanes
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
@@ -43,20 +43,32 @@ class Int16Epilogue:
 
     def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
         """Store every accumulator of a tile."""
-        isa = kernel.isa
-        for cells in pairs(len(spot.pixels), spot.vectors):
-            two = [self._rescaled(kernel, spot, acc, i, j) for i, j in (cells + cells)[:2]]
-            packed = pack_words(kernel.constants, two, isa)
-            buffer = T.sblock_alloc_buffer((isa.bytes // 2,), "int16")
-            store(buffer, 0, packed, isa.bytes // 2)
-            for start, lanes in runs(kernel, spot, cells, packed_lane):
-                store_lanes(kernel, spot.out + start, buffer, lanes)
+        store_words(kernel, spot, lambda i, j: self._rescaled(kernel, spot, acc, i, j))
 
     def _rescaled(self, k: Kernel, spot: Spot, acc: Cells, i: int, j: int) -> Expr:
         def section(name: str, dtype: str) -> Expr:
             return k.constants.vector(name, (spot.block + j) * k.isa.lanes, k.isa.lanes, dtype)
 
         return rescaled(k.isa, k.constants, section, acc[i][j])
+
+
+class WordEpilogue(IntegerEpilogue):
+    """8-bit layers with results in int16: scaled and rounded as to bytes, packed two vectors at a time."""
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
+        """Store every accumulator of a tile."""
+        store_words(kernel, spot, lambda i, j: self.rounded(kernel, spot, acc, i, j))
+
+
+def store_words(kernel: Kernel, spot: Spot, result: Callable[[int, int], Expr]) -> None:
+    """Write ``result(pixel, vector)``, int32 vectors, as int16."""
+    isa = kernel.isa
+    for cells in pairs(len(spot.pixels), spot.vectors):
+        packed = pack_words(kernel.constants, [result(i, j) for i, j in (cells + cells)[:2]], isa)
+        buffer = T.sblock_alloc_buffer((isa.bytes // 2,), "int16")
+        store(buffer, 0, packed, isa.bytes // 2)
+        for start, lanes in runs(kernel, spot, cells, packed_lane):
+            store_lanes(kernel, spot.out + start, buffer, lanes)
 
 
 def pairs(pixels: int, vectors: int) -> list[list[Cell]]:

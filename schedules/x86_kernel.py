@@ -11,6 +11,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_constants import Constants, fills, words
 from tvm_qplugin.schedules.x86_emit import implement
 from tvm_qplugin.schedules.x86_epilogue import FloatEpilogue, IntegerEpilogue
+from tvm_qplugin.schedules.x86_epilogue16 import WordEpilogue
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_int16 import implement16
 from tvm_qplugin.schedules.x86_isa import Isa
@@ -71,8 +72,7 @@ class Plan:
                 fill_in=zero if geometry.scratch else 0, fill_out=finish.zero_point if geometry.halo else 0
             ),
         )
-        epilogue = (ResidualEpilogue if "add" in call.params else IntegerEpilogue)(call.out.dtype)
-        return implement(call, self.isa, geometry, tile, epilogue, constants)
+        return implement(call, self.isa, geometry, tile, _epilogue(call), constants)
 
     def _finishing(self, finish: Requantization) -> dict[str, Array]:
         """The sections that the epilogue reads beside ``scale``."""
@@ -90,12 +90,19 @@ class Plan:
         return implement(call, self.isa, geometry, tile, epilogue, constants)
 
 
+def _epilogue(call: KernelCall) -> IntegerEpilogue:
+    if call.out.dtype == "int16":
+        return WordEpilogue("int16")
+    return (ResidualEpilogue if "add" in call.params else IntegerEpilogue)(call.out.dtype)
+
+
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:
     """Whether it is one of the named kernels, of served dtypes, constant but for its activation."""
     weighted = range(1, 4 if "add" in call.params else len(call.args))
     if call.name not in kernels or any(i not in call.constants for i in weighted):
         return False
-    if (call.args[0].dtype == "int16") != (call.out.dtype == "int16"):
+    widens = call.name == "qdense" and call.out.dtype == "int16"
+    if (call.args[0].dtype == "int16") != (call.out.dtype == "int16") and not widens:
         return False
     dtypes = (call.args[1].dtype, call.out.dtype)
     return dtypes in (("int8", "uint8"), ("int8", "int8"), ("int8", "int16"), ("float32", "float32"))
