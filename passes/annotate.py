@@ -23,6 +23,7 @@ from tvm_qplugin.passes.op_kinds import (
     Fusion,
     divides_by_number,
     kind_of,
+    no_kernel,
     obstacle,
     obstacle16,
 )
@@ -141,7 +142,7 @@ class _Grouping:
         name = kind or ir.op_name(value) or type(value).__name__
         members = self.fusion.members(var, kind)
         self.absorbed.update(members[1:])
-        reason = obstacle(kind, value) if kind else f"{name} has no integer kernel"
+        reason = obstacle(kind, value) if kind else no_kernel(name)
         inputs = tuple(dict.fromkeys(v.name for v in ir.variables(value)))
         return OpAnnotation(name, members[-1].name, inputs, tuple(v.name for v in members), reason=reason)
 

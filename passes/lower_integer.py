@@ -18,7 +18,7 @@ from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.match_tagged import tagged_plan
-from tvm_qplugin.passes.op_kinds import KIND_NAMES, kind_of, macs_of, obstacle
+from tvm_qplugin.passes.op_kinds import KIND_NAMES, kind_of, macs_of, no_kernel, obstacle
 from tvm_qplugin.passes.plan import (
     FUNCTIONS,
     GRIDS,
@@ -292,7 +292,7 @@ def _shape(var: relax.Var) -> tuple[int, ...]:
 
 def _default_reason(kind: str) -> str:
     known = kind in KIND_NAMES
-    return "it is not between dequantize and quantize" if known else f"{kind} has no integer kernel"
+    return "it is not between dequantize and quantize" if known else no_kernel(kind)
 
 
 def _entry(name: str, op: str, kernel: str, shape: tuple[int, ...], reason: str) -> dict[str, Any]:

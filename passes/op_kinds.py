@@ -61,6 +61,8 @@ FUNCTIONS16 = frozenset({"sigmoid", "tanh", "exp", "nn.leakyrelu"})
 MOST_PRODUCTS = (2**31 - 1) // 255**2
 """Of two 8-bit distances to zero points, whose sum is sure to fit int32."""
 
+NORMS = ("nn.layer_norm", "nn.rms_norm", "nn.instance_norm", "nn.group_norm")
+
 Follows = Callable[[relax.Var, relax.Expr], bool]
 Definitions = Mapping[relax.Var, relax.Expr]
 
@@ -166,6 +168,12 @@ def obstacle(kind: str, value: relax.Expr) -> str:
     if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
         return "it is not computed in float32"
     return check(value) if check else ""
+
+
+def no_kernel(name: str) -> str:
+    """The reason of an operator of no known kind."""
+    why = ": squares of a row do not fit its grid, float costs little" if name.endswith(NORMS) else ""
+    return f"{name} has no integer kernel{why}"
 
 
 def obstacle16(kind: str) -> str:
