@@ -58,18 +58,61 @@ class MatmulEpilogue:
         lanes = kernel.isa.lanes
         for i, row in enumerate(acc):
             for j, cell in enumerate(row):
-                buffer = T.sblock_alloc_buffer((lanes,), self.out.dtype)
-                code = self._code(load(cell, 0, lanes), lanes)
-                store(buffer, 0, T.Cast(f"{self.out.dtype}x{lanes}", code), lanes)
                 valid = spot.valid if j == spot.vectors - 1 else lanes
                 at = spot.out + spot.pixels[i][1] + j * lanes
-                store_lanes(kernel, at, buffer, list(range(valid)))
+                _store(kernel, at, self._code(load(cell, 0, lanes), lanes), self.out.dtype, valid)
 
     def _code(self, acc: Expr, lanes: int) -> Expr:
-        p = self.params
-        low, high = (splat(T.int32(p[key] - p["out_zp"]), lanes) for key in ("lo", "hi"))
-        bounded = T.max(T.min(_scaled(acc, p["multiplier"], lanes), high), low)
-        return bounded + splat(T.int32(p["out_zp"]), lanes)
+        scaled = _scaled(acc, self.params["multiplier"], lanes)
+        return _clamped(scaled, self.params, lanes) + splat(T.int32(self.params["out_zp"]), lanes)
+
+
+@dataclass(frozen=True)
+class WordMatmulEpilogue:
+    """``fixed_point.multiply_reduced`` of sums of low and of high bytes, which stand side by side.
+
+    Offsets into the output count both of them.
+    """
+
+    params: Params
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products."""
+        lanes = kernel.isa.lanes
+        for row in acc:
+            for cell in row:
+                store(cell, 0, splat(T.int32(0), lanes), lanes)
+        return products(kernel, spot, acc)
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
+        """Store the accumulators of a tile two by two."""
+        lanes = kernel.isa.lanes
+        for i, row in enumerate(acc):
+            for j in range(0, len(row), 2):
+                low, high = (load(cell, 0, lanes) for cell in row[j : j + 2])
+                at = T.floordiv(spot.out + spot.pixels[i][1] + j * lanes, 2)
+                code = _clamped(self._scaled(low, high, lanes), self.params, lanes)
+                _store(kernel, at, code, "int16", lanes)
+
+    def _scaled(self, low: Expr, high: Expr, lanes: int) -> Expr:
+        factor, shift = (splat(T.int64(self.params[key]), lanes) for key in ("factor", "shift"))
+        low, high = (T.Cast(f"int64x{lanes}", part) * factor for part in (low, high))
+        half = splat(T.int64(1 << (self.params["shift"] - 1)), lanes)
+        total = low + T.shift_left(high, splat(T.int64(8), lanes)) + half
+        return T.Cast(f"int32x{lanes}", T.shift_right(total, shift))
+
+
+def _clamped(value: Expr, p: Params, lanes: int) -> Expr:
+    """A distance to the zero point of the output within its bounds."""
+    low, high = (splat(T.int32(p[key] - p["out_zp"]), lanes) for key in ("lo", "hi"))
+    return T.max(T.min(value, high), low)
+
+
+def _store(kernel: Kernel, at: Expr, code: Expr, dtype: str, valid: int) -> None:
+    lanes = kernel.isa.lanes
+    buffer = T.sblock_alloc_buffer((lanes,), dtype)
+    store(buffer, 0, T.Cast(f"{dtype}x{lanes}", code), lanes)
+    store_lanes(kernel, at, buffer, list(range(valid)))
 
 
 def _scaled(acc: Expr, multiplier: tuple[int, int], lanes: int) -> Expr:

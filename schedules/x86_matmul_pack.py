@@ -105,6 +105,25 @@ def packed_floats(b: Operand) -> dict[str, Buffer]:
     return found
 
 
+def packed_words(b: Operand) -> dict[str, Buffer]:
+    """Of int16 codes: ``weights``, for every vector of columns one of low and one of high bytes."""
+    g, lanes = b.geometry, b.isa.lanes
+    weights = workspace(2 * g.weight_bytes, "int16")
+
+    def emit(vector: Expr, row: Row) -> None:
+        def write(step: Index, codes: list[Expr]) -> None:
+            low = [T.bitwise_and(code, splat(T.int32(255), lanes)) for code in codes]
+            high = [T.shift_right(code, splat(T.int32(8), lanes)) for code in codes]
+            for part, values in enumerate((low, high)):
+                at = ((vector * 2 + part) * g.steps + step) * (lanes * g.depth)
+                store(weights, at, _joined(b, values, "int16"), lanes * g.depth)
+
+        _steps(g, lambda k: T.Cast(f"int32x{lanes}", row(k)), write)
+
+    b.every(emit)
+    return {"weights": weights}
+
+
 def _inverse(b: Operand, row: Row) -> Buffer:
     """Codes per unit of 16 columns: 127 by the largest magnitude, 1 where that is 0."""
     lanes = b.isa.lanes
@@ -121,25 +140,38 @@ def _inverse(b: Operand, row: Row) -> Buffer:
 
 
 def _pack(b: Operand, weights: Buffer, vector: Expr, code: Row) -> Buffer:
-    """Write all steps of a vector of columns; gives the sums of its codes."""
+    """Write all steps of a vector of columns in bytes; gives the sums of its codes."""
     g, lanes = b.geometry, b.isa.lanes
     sums = T.sblock_alloc_buffer((lanes,), "int32")
     store(sums, 0, splat(T.int32(0), lanes), lanes)
 
     def write(step: Index, codes: list[Expr]) -> None:
-        word = splat(T.int32(0), lanes)
-        for place, value in enumerate(codes, g.depth - len(codes)):
-            byte = T.bitwise_and(value, splat(T.int32(255), lanes))
-            word = T.bitwise_or(word, T.shift_left(byte, splat(T.int32(8 * place), lanes)))
+        for value in codes:
             store(sums, 0, load(sums, 0, lanes) + value, lanes)
         at = (vector * g.steps + step) * (lanes * g.depth)
-        store(weights, at, T.reinterpret(f"int8x{lanes * g.depth}", word), lanes * g.depth)
+        store(weights, at, _joined(b, codes, "int8"), lanes * g.depth)
 
+    _steps(g, code, write)
+    return sums
+
+
+def _steps(g: Geometry, code: Row, write: Callable[[Index, list[Expr]], None]) -> None:
+    """Call ``write(step, codes)`` for all steps; of an overlapping one with what no other has."""
     with T.serial(0, g.full_steps) as step:
         write(step, [code(step * g.depth + i) for i in range(g.depth)])
     if g.has_tail:
         write(g.full_steps, [code(k) for k in range(g.full_steps * g.depth, g.span)])
-    return sums
+
+
+def _joined(b: Operand, codes: list[Expr], dtype: str) -> Expr:
+    """The low parts of int32 vectors as elements side by side; zeros in front of fewer than ``depth``."""
+    lanes, depth = b.isa.lanes, b.geometry.depth
+    bits = 32 // depth
+    word = splat(T.int32(0), lanes)
+    for place, value in enumerate(codes, depth - len(codes)):
+        part = T.bitwise_and(value, splat(T.int32((1 << bits) - 1), lanes))
+        word = T.bitwise_or(word, T.shift_left(part, splat(T.int32(bits * place), lanes)))
+    return T.reinterpret(f"{dtype}x{lanes * depth}", word)
 
 
 def _weights(b: Operand) -> Buffer:

@@ -10,7 +10,7 @@ import pytest
 import tvm
 
 from tvm_qplugin.core.attrs import KernelCall, TensorSpec
-from tvm_qplugin.core.fixed_point import quantize_multiplier
+from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.schedules.x86_matmul import rule
@@ -19,18 +19,19 @@ TARGETS: dict[str, tuple[dict[str, Any], str]] = {
     "avxvnni256": ({"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]}, "avx_vnni"),
     "vnni512": ({"mcpu": "icelake-server"}, "avx512_vnni"),
 }
+AVX2: tuple[dict[str, Any], str] = ({"mcpu": "haswell"}, "avx2")
 SCORES: dict[str, Any] = {"out_zp": 0, "lo": -32768, "hi": 32767, "multiplier": quantize_multiplier(0.05)}
 BYTES: dict[str, Any] = {"out_zp": 9, "lo": 3, "hi": 250, "multiplier": quantize_multiplier(0.002)}
 LARGER = {**BYTES, "multiplier": quantize_multiplier(1.7)}
 
 
 def target_of(name: str) -> tvm.target.Target:
-    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS[name][0]})
+    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS.get(name, AVX2)[0]})
 
 
 def runs(name: str) -> bool:
     info = Path("/proc/cpuinfo")
-    return info.exists() and TARGETS[name][1] in info.read_text().split()
+    return info.exists() and TARGETS.get(name, AVX2)[1] in info.read_text().split()
 
 
 def call_of(name: str, params: dict[str, Any], arrays: list[Array], out: TensorSpec) -> KernelCall:
@@ -71,6 +72,20 @@ def test_integers(
     arrays = [rng.integers(0, 256, shape).astype("uint8") for shape in (a, b)]
     arrays[0][..., 0, :], arrays[1][..., 0] = 255, 255
     check(isa, "qmatmul", {**params, "a_zp": zero_points[0], "b_zp": zero_points[1]}, arrays, dtype)
+
+
+@pytest.mark.parametrize("isa", [*TARGETS, "avx2"])
+@pytest.mark.parametrize(
+    ("a", "b"), [((12, 64, 64), (12, 64, 32)), ((3, 7, 33), (3, 33, 16)), ((5, 256), (256, 48))]
+)
+def test_words(isa: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(-32768, 32768, shape).astype("int16") for shape in (a, b)]
+    arrays[0][..., 0, :], arrays[1][..., 0] = -32768, -32768
+    arrays[0][..., 1, :], arrays[1][..., 1] = -32768, 32767
+    factor, shift = reduced_factors(2e-5 / np.sqrt(a[-1]))
+    params = {"out_zp": 0, "lo": -30000, "hi": 32767, "factor": int(factor), "shift": int(shift)}
+    check(isa, "qmatmul16", params, arrays, "int16")
 
 
 @pytest.mark.parametrize("isa", TARGETS)
