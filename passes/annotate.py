@@ -15,12 +15,16 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe
 from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, SharedSpec, Spec, second
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.attention_scores import float_scores
 from tvm_qplugin.passes.op_kinds import (
     ELEMENTWISE,
-    KINDS,
+    KIND_NAMES,
     MOVEMENT,
+    WEIGHTED,
     Fusion,
     divides_by_constant,
+    kind_of,
+    no_kernel,
     obstacle,
     obstacle16,
 )
@@ -54,6 +58,7 @@ class Annotate:
         operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
         if self.wide_cells:
             operators = float_front(func, operators, self.recipe)
+        operators = float_scores(operators, self.recipe, self.wide_cells)
         operators = _settle(func, operators)
         if self.wide_cells:
             operators = widened(func, operators)
@@ -96,7 +101,7 @@ class Annotate:
 
 def check_rules(recipe: Recipe) -> None:
     """Refuse rules that can match nothing, because there is no such kind of operator."""
-    known = {*KINDS.values(), "split_item", "clamp", "lut", *(n.removeprefix("relax.") for n in ELEMENTWISE)}
+    known = {*KIND_NAMES, "split_item", "clamp", "lut", *(n.removeprefix("relax.") for n in ELEMENTWISE)}
     for rule in recipe.rules:
         if rule.op is not None and rule.op not in known and not str(rule.op).startswith("relax."):
             raise RecipeError(
@@ -136,12 +141,12 @@ class _Grouping:
         return found
 
     def _operator(self, var: relax.Var, value: relax.Expr) -> OpAnnotation:
-        kind = "split_item" if isinstance(value, relax.TupleGetItem) else KINDS.get(ir.op_name(value), "")
+        kind = "split_item" if isinstance(value, relax.TupleGetItem) else kind_of(value)
         kind = "multiply" if divides_by_constant(value) else kind
         name = kind or ir.op_name(value) or type(value).__name__
         members = self.fusion.members(var, kind)
         self.absorbed.update(members[1:])
-        reason = obstacle(kind, value) if kind else f"{name} has no integer kernel"
+        reason = obstacle(kind, value) if kind else no_kernel(name)
         inputs = tuple(dict.fromkeys(v.name for v in ir.variables(value)))
         return OpAnnotation(name, members[-1].name, inputs, tuple(v.name for v in members), reason=reason)
 
@@ -290,7 +295,7 @@ def _fed_by_float_only(
     op: OpAnnotation, operators: Mapping[str, OpAnnotation], integer: Mapping[str, bool]
 ) -> bool:
     """An elementwise chain stays in the island that feeds it."""
-    if op.kind in ("conv2d", "dense", "add", "subtract", "multiply") or not op.inputs:
+    if op.kind in (*WEIGHTED, "add", "subtract", "multiply") or not op.inputs:
         return False
     source = op.inputs[0]
     return source in integer and not integer[source] and operators[source].kind not in MOVEMENT

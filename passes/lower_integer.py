@@ -12,14 +12,14 @@ from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import REPORT, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import DYNAMIC, REPORT, TensorSpec, encode_params
 from tvm_qplugin.core.once import Once
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.match_integer import match
 from tvm_qplugin.passes.match_tagged import tagged_plan
-from tvm_qplugin.passes.op_kinds import KINDS, macs_of, obstacle
+from tvm_qplugin.passes.op_kinds import KIND_NAMES, kind_of, macs_of, no_kernel, obstacle
 from tvm_qplugin.passes.plan import (
     FUNCTIONS,
     GRIDS,
@@ -56,7 +56,9 @@ class LowerInteger:
         with ir.Emitter(mod) as out:
             lowering = _Lowering(mod, self.storage, out)
             outputs = lowering.run()
-            return out.finish(outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None})
+            return out.finish(
+                outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None, DYNAMIC: None}
+            )
 
 
 class _Lowering:
@@ -69,6 +71,7 @@ class _Lowering:
         self.plans: dict[relax.Var, Plan | None] = {}
         self.env: dict[relax.Var, relax.Expr] = {}
         self.kernels: dict[str, relax.GlobalVar] = {}
+        self.dynamic = set(json.loads((self.func.attrs or {}).get(DYNAMIC, "[]")))
         self.reasons = json.loads((self.func.attrs or {}).get(REASONS, "{}"))
         self.report: list[dict[str, Any]] = []
         self.grids: dict[str, QuantParams] = {}
@@ -113,6 +116,9 @@ class _Lowering:
             return self._dequantize(var, value, None)
         if name == "relax.call_tir":
             return tagged_plan(self.mod, value)
+        if var.name in self.dynamic:
+            macs = macs_of(var, value)
+            return Plan("matmul", ir.spec_of(var), "dmatmul", floats=tuple(value.args), macs=macs)
         if name == "relax.permute_dims":
             inner = self.defined.get(value.args[0])
             if inner is not None and ir.op_name(inner) == "relax.dequantize":
@@ -189,7 +195,7 @@ class _Lowering:
             return ir.substitute(value, self.env)
         name = ir.op_name(value)
         if _computes(value):
-            kind = KINDS.get(name, name.removeprefix("relax."))
+            kind = kind_of(value, self.defined) or name.removeprefix("relax.")
             reason = self.reasons.get(var.name) or self._reason(kind, value)
             made = self.out.emit(ir.retyped(value, self.env), var.name)
             entry = _entry(var.name, kind, "", _shape(var), reason)
@@ -288,8 +294,8 @@ def _shape(var: relax.Var) -> tuple[int, ...]:
 
 
 def _default_reason(kind: str) -> str:
-    known = kind in KINDS.values()
-    return "it is not between dequantize and quantize" if known else f"{kind} has no integer kernel"
+    known = kind in KIND_NAMES
+    return "it is not between dequantize and quantize" if known else no_kernel(kind)
 
 
 def _entry(name: str, op: str, kernel: str, shape: tuple[int, ...], reason: str) -> dict[str, Any]:

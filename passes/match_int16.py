@@ -13,6 +13,7 @@ from tvm_qplugin.core.fixed_point import reduced_factors
 from tvm_qplugin.core.interpolated import UNIT, softmax_tables
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir, lut
+from tvm_qplugin.passes.match_matmul import match_matmul
 from tvm_qplugin.passes.match_prelu import match_prelu
 from tvm_qplugin.passes.match_window import (
     match_extreme,
@@ -176,6 +177,7 @@ def _bounded(call: Call, name: str, grids: tuple[QuantParams, QuantParams]) -> A
 HANDLERS: dict[str, Handler] = {
     "conv2d": _conv,
     "dense": _dense,
+    "matmul": match_matmul,
     "add": _add,
     "subtract": _add,
     "multiply": _mul,

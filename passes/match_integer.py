@@ -12,6 +12,7 @@ from tvm.ir import Call
 
 from tvm_qplugin.core.qparams import Array, add_params, clamp_bounds, multiplier
 from tvm_qplugin.passes import ir, lut, match_int16
+from tvm_qplugin.passes.match_matmul import match_matmul
 from tvm_qplugin.passes.match_movement import match_movement
 from tvm_qplugin.passes.match_prelu import match_prelu
 from tvm_qplugin.passes.match_window import (
@@ -22,7 +23,7 @@ from tvm_qplugin.passes.match_window import (
     match_resize,
     match_softmax,
 )
-from tvm_qplugin.passes.op_kinds import KINDS, WEIGHTED, obstacle
+from tvm_qplugin.passes.op_kinds import KINDS, WEIGHTED, kind_of, obstacle
 from tvm_qplugin.passes.plan import Plan, Source, activation_params, requantize_plan, shift_array, stored
 from tvm_qplugin.passes.site import Bounds, Definitions, Layer, Site, geometry, weighted
 
@@ -56,7 +57,7 @@ def _operator(site: Site) -> Plan | None:
         return _clamp(site, source, bounds)
     biased = _bias(site, value)
     core, bias = biased if biased else (value, None)
-    kind = KINDS.get(ir.op_name(core), "")
+    kind = kind_of(core, site.defined)
     handler = (match_int16.HANDLERS if site.wide else _HANDLERS).get(kind)
     if handler is None or obstacle(kind, _unquantized(core, site)):
         return None
@@ -221,6 +222,7 @@ def _table(site: Site) -> Plan | None:
 _HANDLERS: dict[str, Callable[[Site, Call, Bounds, Array | None], Plan | None]] = {
     "conv2d": _conv,
     "dense": _dense,
+    "matmul": match_matmul,
     "add": _add,
     "subtract": _add,
     "multiply": _mul,

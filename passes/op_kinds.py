@@ -38,10 +38,12 @@ KINDS = {
     "relax.image.resize2d": "resize2d",
     "relax.nn.prelu": "prelu",
 }
-"""Relax operator -> kind, as recipes, reports and profiles name it."""
+"""Relax operator -> kind, as recipes, reports and profiles name it; see ``kind_of`` for matrix products."""
 
-WEIGHTED = ("conv2d", "dense")
-"""Kinds whose operands may be narrower than their result."""
+KIND_NAMES = frozenset({*KINDS.values(), "matmul"})
+
+WEIGHTED = ("conv2d", "dense", "matmul")
+"""Sums of products, whose operands may be narrower than their result."""
 
 MOVEMENT = frozenset(
     {"concat", "pad", "reshape", "permute_dims", "strided_slice", "split", "split_item", "take"}
@@ -66,7 +68,32 @@ ELEMENTWISE = frozenset(
 LARGEST_PAD = 1024.0
 """Padding with larger numbers stands for infinity; on one grid with it nothing else would be left."""
 
+MOST_PRODUCTS = (2**31 - 1) // 255**2
+"""Of two 8-bit distances to zero points, whose sum is sure to fit int32."""
+
+NORMS = ("nn.layer_norm", "nn.rms_norm", "nn.instance_norm", "nn.group_norm")
+
 Follows = Callable[[relax.Var, relax.Expr], bool]
+Definitions = Mapping[relax.Var, relax.Expr]
+
+
+def kind_of(value: relax.Expr, defined: Definitions | None = None) -> str:
+    """The kind of a call; a product of two tensors that are computed is ``matmul``. Empty if unknown.
+
+    ``defined``: what variables are bound to, where weights may be constants behind ``R.dequantize``.
+    """
+    kind = KINDS.get(ir.op_name(value), "")
+    if kind != "dense" or any(_known(arg, defined or {}) for arg in value.args):
+        return kind
+    return "matmul"
+
+
+def _known(arg: relax.Expr, defined: Definitions) -> bool:
+    """Whether an operand is a constant, quantized or not."""
+    value = defined.get(arg) if isinstance(arg, relax.Var) else None
+    if value is not None and ir.op_name(value) == "relax.dequantize":
+        arg = value.args[0]
+    return ir.const_value(arg) is not None
 
 
 def is_bias(var: relax.Var, value: relax.Expr) -> bool:
@@ -100,12 +127,13 @@ def divides_by_constant(value: relax.Expr) -> bool:
 
 
 def macs_of(var: relax.Var, value: relax.Expr) -> int:
-    """Multiply-adds of a convolution (weight OHWI) or a matrix product (weight [in, out]); 0 for others."""
-    if ir.op_name(value) not in ("relax.nn.conv2d", "relax.matmul"):
+    """Multiply-adds of a convolution (weight OHWI) or a matrix product; 0 for others."""
+    if ir.op_name(value) == "relax.matmul":
+        return ir.spec_of(var).size * ir.spec_of(value.args[0]).shape[-1]
+    if ir.op_name(value) != "relax.nn.conv2d":
         return 0
     weight = ir.spec_of(value.args[1])
-    outputs = weight.shape[0] if ir.op_name(value) == "relax.nn.conv2d" else weight.shape[-1]
-    return ir.spec_of(var).size * (weight.size // outputs)
+    return ir.spec_of(var).size * (weight.size // weight.shape[0])
 
 
 FUSIBLE: dict[str, tuple[Follows, ...]] = {
@@ -152,10 +180,16 @@ def obstacle(kind: str, value: relax.Expr) -> str:
     return check(value) if check else ""
 
 
+def no_kernel(name: str) -> str:
+    """The reason of an operator of no known kind."""
+    why = ": squares of a row do not fit its grid, float costs little" if name.endswith(NORMS) else ""
+    return f"{name} has no integer kernel{why}"
+
+
 def obstacle16(kind: str) -> str:
     """Why int16x8 has no kernel for a kind that int8 has one for; empty if it has."""
     functions = {name.removeprefix("relax.") for name in ELEMENTWISE}
-    known = kind in {*KINDS.values(), "split_item", "clamp", *functions}
+    known = kind in {*KIND_NAMES, "split_item", "clamp", *functions}
     return "" if known else f"{kind} has no int16 kernel"
 
 
@@ -175,6 +209,14 @@ def _conv(value: relax.Expr) -> str:
 def _dense(value: relax.Expr) -> str:
     reason = _constant_weight(value)
     return reason or ("" if len(ir.spec_of(value.args[1]).shape) == 2 else "its weight is not a matrix")
+
+
+def _matmul(value: relax.Expr) -> str:
+    shapes = [ir.spec_of(arg).shape for arg in value.args]
+    if min(map(len, shapes)) < 2:
+        return "it is a product with a vector"
+    deep = shapes[0][-1] > MOST_PRODUCTS
+    return f"its sums of {shapes[0][-1]} products may leave int32" if deep else ""
 
 
 def _prelu(value: relax.Expr) -> str:
@@ -229,6 +271,7 @@ def _take(value: relax.Expr) -> str:
 _OBSTACLES: dict[str, Callable[[relax.Expr], str]] = {
     "conv2d": _conv,
     "dense": _dense,
+    "matmul": _matmul,
     "avg_pool2d": _pool,
     "max_pool2d": _pool,
     "add": _binary,

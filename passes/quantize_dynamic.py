@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
+from tvm_qplugin.core.attrs import DYNAMIC
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import check_rules, group
-from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.op_kinds import kind_of, obstacle
 from tvm_qplugin.passes.rebuild import Rebuilder, constant
 from tvm_qplugin.passes.stored import labelled
 from tvm_qplugin.passes.weights import quantize_weight
@@ -32,6 +34,7 @@ class QuantizeDynamic:
     output channel (for the whole of a dense or ordinary convolution's weight where ``recipe`` says so),
     biases as they were, attribute ``qplugin.scheme`` = "dynamic". Weights of fewer than ``smallest``
     elements stay float, as TFLite's converter leaves them; the reason stands in ``qplugin.reasons``.
+    Products of two tensors, both to be quantized at run time, are named in ``qplugin.dynamic``.
     Of a QDQ module, which gets no ``qplugin.scheme``, only layers in float are looked at.
     """
 
@@ -44,6 +47,8 @@ class QuantizeDynamic:
         work = _Quantize(ir.main_function(mod), self.recipe, self.smallest)
         result = mod.clone()
         result["main"] = work.run()
+        if work.products:
+            result = ir.with_main_attr(result, DYNAMIC, json.dumps(work.products))
         return labelled(result, self.recipe, work.reasons)
 
 
@@ -53,18 +58,22 @@ class _Quantize(Rebuilder):
         self.recipe, self.smallest = recipe, smallest
         self.kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
         self.reasons: dict[str, str] = {}
+        self.products: list[str] = []
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A layer with a quantized weight."""
-        kind = KINDS.get(ir.op_name(call), "")
-        if kind not in ("conv2d", "dense"):
+        kind = kind_of(call)
+        if kind not in ("conv2d", "dense", "matmul"):
             return call
         choice = self.recipe.choose(*self.kinds[name])
-        if self.recipe.integer and (choice.scheme != "dynamic" or ir.const_value(call.args[1]) is None):
+        if self.recipe.integer and (choice.scheme != "dynamic" or kind == "matmul"):
             return call
         reason = self._reason(call, kind, choice.scheme)
         if reason:
             self.reasons[name] = reason
+            return call
+        if kind == "matmul":
+            self.products.append(name)
             return call
         weight = call.args[1].value.numpy()
         per_channel = choice.per_channel or is_depthwise(call)
@@ -78,7 +87,7 @@ class _Quantize(Rebuilder):
         if scheme != "dynamic":
             return "the recipe keeps it in float" if scheme == "float" else f"its scheme is {scheme}"
         reason, size = obstacle(kind, call), ir.spec_of(call.args[1]).size
-        if not reason and size < self.smallest:
+        if not reason and kind != "matmul" and size < self.smallest:
             return f"its weight has {size} elements, fewer than {self.smallest}"
         return reason
 

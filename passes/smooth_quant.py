@@ -59,7 +59,7 @@ class SmoothQuant:
 def smoothable(func: relax.Function) -> dict[str, list[Expr]]:
     """Tensors that stay float until dense layers read them, by name, with these layers.
 
-    They are the results of layer norms and of products of two tensors, also reshaped or transposed.
+    They are the results of layer norms, also reshaped or transposed.
     """
     bound = dict(straight_bindings(func))
     found: dict[str, list[Expr]] = {}
@@ -80,7 +80,7 @@ def _is_float(var: Expr, bound: Mapping[Expr, Expr]) -> bool:
     value: Expr = bound.get(var)
     while op_name(value) in MOVES:
         value = bound.get(value.args[0])
-    return op_name(value) == "nn.layer_norm" or (op_name(value) == "matmul" and not _is_dense(value))
+    return op_name(value) == "nn.layer_norm"
 
 
 class _Smoothing(Rebuilder):

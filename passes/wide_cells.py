@@ -46,11 +46,11 @@ def _wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) -
     A state that is added to at every step loses what is smaller than its resolution, and a gate's sum has a
     range far beyond where the gate is steep: those of cells are int16 (as in LiteRT's integer LSTM), and so
     is what operators without a weight compute of them or for them. So is, in a model with attention, the
-    result of a dense layer that only float operators read (residual sums, products of two tensors): nothing
-    has to be narrow there.
+    result of a product that only float operators read (residual sums, scores): nothing there has to be
+    narrow.
     """
     wide = set(steps_of(func))
-    if any(op.kind == "dense" and len(op.inputs) > 1 for op in operators.values()):
+    if any(op.kind == "matmul" for op in operators.values()):
         wide |= _read_by_floats(operators, {var.name for var in ir.output_vars(func)})
     found = -1
     while found != len(wide):
@@ -95,7 +95,7 @@ def _front(cells: set[str], operators: Mapping[str, OpAnnotation]) -> set[str]:
 
 
 def _read_by_floats(operators: Mapping[str, OpAnnotation], outputs: set[str]) -> set[str]:
-    """Results of integer dense layers that end, moved or not, in float operators and are no outputs."""
+    """Results of integer matrix products that end, moved or not, in float operators and are no outputs."""
     into: dict[str, bool] = {}
     for name in reversed(list(operators)):
         readers = [other for other in operators.values() if name in other.inputs]
@@ -107,4 +107,6 @@ def _read_by_floats(operators: Mapping[str, OpAnnotation], outputs: set[str]) ->
                 for other in readers
             )
         )
-    return {name for name, op in operators.items() if op.integer and op.kind == "dense" and into[name]}
+    return {
+        name for name, op in operators.items() if op.integer and op.kind in ("dense", "matmul") and into[name]
+    }

@@ -148,11 +148,11 @@ def _extremes(isa: Isa, x: Buffer, start: Index, count: int) -> tuple[Expr, Expr
         take((vectors // side * side + n) * lanes, n)
     if count % lanes:
         take(count - lanes, 0)
-    low, high = (_across(choose, cells, lanes) for choose, cells in found)
+    low, high = (across(choose, cells, lanes) for choose, cells in found)
     return low, high
 
 
-def _across(choose: Callable[[Expr, Expr], Expr], cells: list[Buffer], lanes: int) -> Expr:
+def across(choose: Callable[[Expr, Expr], Expr], cells: list[Buffer], lanes: int) -> Expr:
     """One number from all lanes of all cells."""
     value = load(cells[0], 0, lanes)
     for cell in cells[1:]:

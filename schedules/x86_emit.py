@@ -175,9 +175,10 @@ def _spot(
     places = [(y, x) for y in range(parts[0].size) for x in range(parts[1].size)]
     source = sum(i * axis.source for i, axis in zip(at, axes, strict=True))
     out = sum(i * axis.out for i, axis in zip(at, axes, strict=True))
+    step = g.channels if g.group_out is None else g.group_out
     return Spot(
         source + group * g.group_step + g.source_origin,
-        out + (group * g.channels + block * g.lanes + g.out_origin),
+        out + (group * step + block * g.lanes + g.out_origin),
         group * g.blocks + block,
         tuple((y * rows.source + x * columns.source, y * rows.out + x * columns.out) for y, x in places),
         parts[2].size,

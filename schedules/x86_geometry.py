@@ -48,7 +48,8 @@ class Geometry:
     reduction is ``taps`` (outer loops) around ``span`` contiguous elements, taken ``depth`` at a time;
     when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again, or
     (``folds``, only if ``foldable``) the single elements left over from up to ``depth`` taps are gathered
-    into one step.
+    into one step. ``group_out``: elements from group to group in the output, where groups are not
+    neighbours in a pixel.
     """
 
     pixels: tuple[Axis, ...]
@@ -64,6 +65,7 @@ class Geometry:
     scratch: Scratch | None = None
     halo: Halo | None = None
     foldable: bool = True
+    group_out: int | None = None
 
     @property
     def full_steps(self) -> int:
@@ -100,7 +102,8 @@ class Geometry:
     @property
     def last_lanes(self) -> int:
         """Lanes for which weights of the last vector of channels are stored; a group's are always full."""
-        return self.channels - (self.blocks - 1) * self.lanes if self.groups == 1 else self.lanes
+        alone = self.groups == 1 and self.group_out is None
+        return self.channels - (self.blocks - 1) * self.lanes if alone else self.lanes
 
     @property
     def shape(self) -> Shape:

@@ -11,6 +11,7 @@ X86_RULES = (
     f"{_SCHEDULES}x86_conv:rule",
     f"{_SCHEDULES}x86_dense:rule",
     f"{_SCHEDULES}x86_dynamic:rule",
+    f"{_SCHEDULES}x86_matmul:rule",
     f"{_SCHEDULES}x86_pool:rule",
     f"{_SCHEDULES}x86_average:rule",
     f"{_SCHEDULES}x86_add:rule",

@@ -42,6 +42,8 @@ def test_float_layers_stand_with_their_reason():
     found = only(LAYER, kept, replace(kept, name="b", ms=2.0))
     assert (found.kind, found.layers, found.share) == ("float", ("b", "a"), pytest.approx(0.75))
     assert "the recipe keeps it in float" in found.title and "--float" in found.advice
+    asked = only(LAYER, replace(kept, reason="scores are float; a rule of a recipe can ask for it"))
+    assert "give it a rule" in asked.advice
     strange = only(LAYER, replace(kept, reason="erf has no integer kernel"))
     assert "erf has no integer kernel" in strange.title and "integer kernel" in strange.advice
 

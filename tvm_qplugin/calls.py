@@ -12,7 +12,7 @@ from tvm_qplugin.core.manifest import CallInfo
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
 
-DYNAMIC = ("dconv2d", "ddense")
+DYNAMIC = ("dconv2d", "ddense", "dmatmul")
 
 
 def calls_of(lowered: IRModule) -> tuple[CallInfo, ...]:

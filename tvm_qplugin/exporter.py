@@ -37,11 +37,12 @@ def export_tflite(
     Of a QDQ module LiteRT's default kernels compute the integers that ``simulate`` and the artifact compute.
     A float module becomes a file in float32, one of the scheme ``fp16`` has float16 constants, one of
     the scheme ``dynamic`` int8 weights; LiteRT's results differ from ``build``'s in rounding, those of
-    ``dynamic`` also where ``build`` leaves a layer in float, which ``simulate`` does not. ``target``:
-    the device ("edgetpu", "ethos-u"), which rewrites the module for it and wants integers. ``io``: dtype of
-    inputs and outputs, "float", "int8" or "uint8" ("int16" with the scheme int16x8); None: as the module has
-    them, or the target's where they are float. Images are NHWC in the file, as in all TFLite models, also
-    where the module takes and gives NCHW; ``keep_layout`` keeps the module's layout with TRANSPOSE
+    ``dynamic`` also where ``build`` leaves a layer in float, which ``simulate`` does not, and in products of
+    two tensors, which LiteRT computes in float. ``target``: the device ("edgetpu", "ethos-u"), which
+    rewrites the module for it and wants integers. ``io``: dtype of inputs and outputs, "float", "int8" or
+    "uint8" ("int16" with the scheme int16x8); None: as the module has them, or the target's where they are
+    float. Images are NHWC in the file, as in all TFLite models, also where the module takes and gives NCHW;
+    ``keep_layout`` keeps the module's layout with TRANSPOSE
     operators. With ``per_channel_dense=False`` (the Edge TPU's default) a dense layer whose weight has many
     scales is refused. ``signature``: key of the
     SignatureDef.

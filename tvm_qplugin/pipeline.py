@@ -33,6 +33,7 @@ from tvm_qplugin.passes.quantize_weight_only import QuantizeWeightOnly
 from tvm_qplugin.passes.schedule_rest import ScheduleRest
 from tvm_qplugin.passes.select_kernels import SelectKernels, kernel_of
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.passes.vector_math import legalize_ops
 from tvm_qplugin.recorded import Databases, recorded_rule
 from tvm_qplugin.schedules.cpu import schedule_cpu
 from tvm_qplugin.targets import (
@@ -99,7 +100,7 @@ def lower_passes(
     return [
         *kernel_passes(mod, profile, target),
         SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
-        relax.transform.LegalizeOps(),
+        legalize_ops(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         FuseNamed(),

@@ -133,11 +133,11 @@ def _islands(profile: Profile, _machine: Machine) -> Iterator[Finding]:
         if not layer.integer:
             groups.setdefault(layer.reason or "it has no integer kernel", []).append(layer)
     for reason, layers in groups.items():
-        advice = (
-            "remove the rule or --float that keeps it there"
-            if "recipe" in reason
-            else "exchange it for an operator with an integer kernel (README), or move it to the model's end"
-        )
+        advice = "exchange it for an operator with an integer kernel (README), or move it to the model's end"
+        if "a rule of a recipe" in reason:
+            advice = "leave it there, or give it a rule in the recipe and compare the accuracy"
+        elif "recipe" in reason:
+            advice = "remove the rule or --float that keeps it there"
         if len(layers) == len(profile.layers):
             advice = "quantize the model: tvm-qplugin quantize model.onnx --calibration samples -o quantized"
         yield from _of("float", layers, f"stays in float: {reason}", advice)

@@ -10,6 +10,7 @@ from tvm.ir import assert_structural_equal
 from tvm.script import ir as I
 from tvm.script import relax as R
 
+from tvm_qplugin.core.attrs import DYNAMIC
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.passes.expand_weights import stored_arguments
@@ -95,3 +96,19 @@ def test_layers_that_a_recipe_keeps_in_float():
 def test_rules_that_match_nothing():
     with pytest.raises(RecipeError, match="no kind of operator"):
         run(Layer, Recipe("mine", "dynamic", rules=(Rule(op="convolution", scheme="float"),)))
+
+
+def test_products_of_two_tensors_are_named():
+    def product(recipe: Recipe) -> object:
+        builder = relax.BlockBuilder()
+        x = relax.Var("x", R.Tensor((2, 2), "float32"))
+        with builder.function("main", [x]):
+            with builder.dataflow():
+                out = builder.emit_output(builder.emit(relax.op.matmul(x, x), "y"))
+            builder.emit_func_output(out)
+        return run(builder.get(), recipe)["main"].attrs
+
+    chosen = product(Recipe("dynamic", "dynamic"))
+    assert json.loads(str(chosen[DYNAMIC])) == ["y"] and REASONS not in chosen
+    kept = product(Recipe("mine", "dynamic", rules=(Rule(op="matmul", scheme="float"),)))
+    assert DYNAMIC not in kept and json.loads(str(kept[REASONS])) == {"y": "the recipe keeps it in float"}

@@ -47,6 +47,7 @@ def integer_call(
     weight = r.integers(-127, 128, (features, shape[-1])).astype("int8")
     bias = r.integers(-5000, 5000, features).astype("int32")
     factor = (r.uniform(0.5, 1.5, features) / np.sqrt(shape[-1]) / 120).astype("float32")
+    factor *= 256 if out_dtype == "int16" else 1
     bounds = INTEGER_RANGE[out_dtype]
     params = {"in_zp": in_zp, "out_zp": out_zp, "lo": bounds[0], "hi": bounds[1]}
     return finish("qdense", params, x, [weight, bias, factor], out_dtype)
@@ -80,8 +81,9 @@ def test_any_dense_layer_equals_the_oracle(isa: str, data: st.DataObject) -> Non
     leading = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=3))
     shape = (*leading, data.draw(st.integers(1, 300)))
     dtype = data.draw(st.sampled_from(["uint8", "int8"] if isa == "avx2" else ["uint8"]))
-    out_dtype = data.draw(st.sampled_from(["uint8", "int8"]))
+    out_dtype = data.draw(st.sampled_from(["uint8", "int8", "int16"]))
     zero = [data.draw(st.integers(*INTEGER_RANGE[d])) for d in (dtype, out_dtype)]
+    zero[1] *= out_dtype != "int16"
     features, seed = data.draw(st.integers(1, 150)), data.draw(st.integers(0, 99))
     call, x, expected = integer_call(shape, features, dtype, out_dtype, *zero, seed)
     np.testing.assert_array_equal(run(call, x, isa), expected)

@@ -106,6 +106,14 @@ def dense(net: Net) -> str:
     return net("Gemm", matrix(net), net.normal(72, 10), net.normal(10))
 
 
+def attention(net: Net) -> str:
+    """Softmax of products of every two rows, and the rows so weighted."""
+    x = net("Reshape", net("MaxPool", "x", kernel_shape=[3, 2], strides=[3, 2]), net.ints(1, 6, 3, 4))
+    rows = [net("MatMul", x, net.normal(4, 8)) for _ in range(3)]
+    scores = net("MatMul", rows[0], net("Transpose", rows[1], perm=[0, 1, 3, 2]))
+    return net("MatMul", net("Softmax", scores), rows[2])
+
+
 NETS: dict[str, Make] = {
     "conv valid": conv(7),
     "conv same": conv(7, pads=[1, 1, 1, 1]),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tvm_qplugin.core import oracle
+from tvm_qplugin.core.fixed_point import quantize_multiplier
 from tvm_qplugin.core.lite import prelu_multipliers
 from tvm_qplugin.core.qparams import (
     Array,
@@ -118,6 +119,25 @@ def test_mul(litert: Any) -> None:
         shapes = [tensor(litert, PAIRS[0].shape, g) for g in (a, b, c)]
         file = litert.operator("MUL", shapes[:2], shapes[2:], "MulOptions")
         equal(litert, file, oracle.qmul(p, *PAIRS, "int8"), *PAIRS, delegated=True)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_matmul(litert: Any, turned: bool) -> None:
+    """Also where the rounding of the product and that of the shift decide."""
+    rng = np.random.default_rng(11)
+    for i, (a, b) in enumerate(grids(12, 20)):
+        c = QuantParams.of(2.0 ** rng.uniform(0, 12) * a.scale * b.scale, rng.integers(-128, 128))
+        zero = dict(zip(("a_zp", "b_zp", "out_zp"), (int(g.zero_point) for g in (a, b, c)), strict=True))
+        real = float(np.float32(a.scale) * np.float32(b.scale)) / float(c.scale)
+        x, y = image(i, (2, 3, 65, 33)), image(99 + i, (2, 3, 33, 67))
+        given = np.ascontiguousarray(y.swapaxes(2, 3)) if turned else y
+        ends = (
+            [tensor(litert, x.shape, a), tensor(litert, given.shape, b)],
+            [tensor(litert, (2, 3, 65, 67), c)],
+        )
+        file = litert.operator("BATCH_MATMUL", *ends, "BatchMatMulOptions", adjX=False, adjY=turned)
+        expected = oracle.qmatmul({**RANGE, **zero, "multiplier": quantize_multiplier(real)}, x, y, "int8")
+        equal(litert, file, expected, x, given, delegated=False)
 
 
 @pytest.mark.parametrize("shape", [(256,), (1, 1, 256)])

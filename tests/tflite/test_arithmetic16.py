@@ -76,6 +76,23 @@ def test_mul(litert: Any) -> None:
         equal(litert, file, oracle16.qmul16(p, x, y, "int16"), x, y)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_matmul(litert: Any, turned: bool) -> None:
+    rng = np.random.default_rng(7)
+    for i, (a, b) in enumerate(scales(8, 20)):
+        c = np.float32(2.0 ** rng.uniform(3, 20) * a * b)
+        x, y = image(i, (2, 3, 17, 33)), image(99 + i, (2, 3, 33, 19))
+        factor, shift = reduced_factors(float(a * b) / float(c))
+        p = {**RANGE, "factor": int(factor), "shift": int(shift)}
+        given = np.ascontiguousarray(y.swapaxes(2, 3)) if turned else y
+        ends = (
+            [tensor(litert, x.shape, a), tensor(litert, given.shape, b)],
+            [tensor(litert, (2, 3, 17, 19), c)],
+        )
+        file = litert.operator("BATCH_MATMUL", *ends, "BatchMatMulOptions", 3, adjX=False, adjY=turned)
+        equal(litert, file, oracle16.qmatmul16(p, x, y, "int16"), x, given)
+
+
 class Layer:
     """Random weights and biases; ``axis`` is that of the output channels."""
 

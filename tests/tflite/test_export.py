@@ -47,6 +47,16 @@ def test_every_layer(litert: Any, name: str) -> None:
     )
 
 
+def test_attention(litert: Any) -> None:
+    """Integer for a device that takes files; for CPUs its scores are float, and the error says why."""
+    net = Net()
+    module, samples = net.floats(nets.attention(net)), [net.sample(seed) for seed in range(3)]
+    made = quantize_module(module, target="ethos-u", calibration=samples, io="float")
+    assert set(differing(litert, made, [net.sample(3)], [net.sample(4)], every_layer=True).values()) == {0}
+    with pytest.raises(ModelError, match=r"softmax: attention scores stay in float.*a rule of a recipe"):
+        exported(quantize_module(module, calibration=samples))
+
+
 @pytest.mark.parametrize("io", ["int8", "uint8"])
 @pytest.mark.parametrize("name", ["conv same", "dense relu softmax", "transpose", "concat"])
 def test_integer_inputs_and_outputs(litert: Any, name: str, io: str) -> None:

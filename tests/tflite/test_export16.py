@@ -35,6 +35,7 @@ FLOAT = ("gelu", "gelu tanh", "prelu", "prelu relu6", "prelu of rows")
 """What LiteRT does not compute in int16."""
 NETS = {
     **{name: make for name, make in nets.NETS.items() if name not in FLOAT},
+    "attention": nets.attention,
     "add of a number": lambda net: net("Add", nets.conv(5)(net), net.weight(np.float32(0.7))),
     "resize half way": nets.resize("linear", "asymmetric"),
     "resize nearest half": nets.resize("nearest", "half_pixel"),

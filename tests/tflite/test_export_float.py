@@ -107,6 +107,17 @@ def test_an_operator(litert: Any, name: str, scheme: str) -> None:
         assert apart(run(litert, made, x), reference(module, x)[0]) <= ROUNDING
 
 
+@pytest.mark.parametrize(("scheme", "most"), [("float", ROUNDING), ("fp16", ROUNDING), ("dynamic", 0.05)])
+def test_products_of_two_tensors(litert: Any, scheme: str, most: float) -> None:
+    """LiteRT computes them in float, also where ``build`` quantizes both operands at run time."""
+    net = nets.Net()
+    module = module_of(net, nets.attention, scheme)
+    made, x = exported(module), net.sample(3)
+    assert [op.name for op in load(made.data).operators].count("BATCH_MATMUL") == 2
+    wanted = simulate(module, x)[0] if scheme == "dynamic" else compile_function(module)([x])[0]
+    assert apart(run(litert, made, x), wanted) <= most
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", FLOAT_NETS)
 def test_round_trip(litert: Any, name: str, scheme: str) -> None:

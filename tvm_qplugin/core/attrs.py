@@ -45,6 +45,9 @@ of their layers are to be quantized at run time. "weight_int8", "weight_int4": w
 arguments of the kernel ``wexpand`` (``core/grouped.py``), and nothing else is quantized.
 """
 
+DYNAMIC = "qplugin.dynamic"
+"""Attribute of ``main``: names of products of two tensors, both to be quantized at run time; a JSON list."""
+
 Params = Mapping[str, Any]
 
 

@@ -45,6 +45,19 @@ def dense(p: Params, x: Array, weight: Array, scale: Array, bias: Array) -> Arra
     return _clamped(p, result.reshape(*x.shape[:-1], weight.shape[0]))
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """Product of two float tensors: rows of ``a`` as in ``dense``, columns of ``b`` symmetric in 8 bits.
+
+    LiteRT has nothing like it: its BATCH_MATMUL of two float tensors computes in float.
+    """
+    q, factor = quantize_rows(a.reshape(-1, a.shape[-1]))
+    largest = np.abs(b.astype("float32")).max(-2, keepdims=True)
+    inverse = np.where(largest == 0, np.float32(1), np.float32(127) / np.where(largest == 0, 1, largest))
+    codes = np.rint(b * inverse).astype("float64")
+    acc = (q.reshape(a.shape) @ codes).astype("float32")
+    return (acc * factor.reshape(*a.shape[:-1], 1)) * (np.float32(1) / inverse)
+
+
 def is_depthwise(p: Params, x: Sequence[int], weight: Sequence[int]) -> bool:
     """Whether a file has DEPTHWISE_CONV_2D for it, by the shapes of input and weight."""
     return bool(weight[3] == 1 and p["groups"] == x[3] and p["groups"] > 1)

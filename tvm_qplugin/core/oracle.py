@@ -17,6 +17,8 @@ it).
 | qconv2d | q, weight int8, bias int32, multiplier float32 [O] | strides, padding (tlbr), dilation, groups |
 | qconv2d_add | those of qconv2d, then a second summand | qconv2d's; add: qadd's, the convolution is ``a`` |
 | qdense | q [..., K], weight int8 [N, K], bias int32 [N], multiplier float32 [N] | |
+| qmatmul | a [.., M, K], b [.., K, N], broadcast | multiplier (31 bits, exponent), to int16 as well |
+| dmatmul | a, b float32 as in qmatmul | none; see ``dynamic.matmul`` |
 | qadd | a, b (broadcast) | a_mul, b_mul, shift |
 | qmul | a, b (broadcast) | multiplier |
 | qextreme (int16) | a, b (broadcast) on the grid of the output | largest: or the smaller of two |
@@ -42,6 +44,7 @@ from typing import Any
 
 import numpy as np
 
+from tvm_qplugin.core import dynamic
 from tvm_qplugin.core.attrs import Params
 from tvm_qplugin.core.fixed_point import multiply
 from tvm_qplugin.core.grouped import wdense, wexpand
@@ -85,6 +88,18 @@ def qdense(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: str
     """``x @ w.T + bias`` over the last axis of ``x``."""
     acc = (x.astype("float64") - p["in_zp"]) @ w.astype("float64").T
     return _finish(p, acc.astype("int64") + bias, factor, dtype)
+
+
+def qmatmul(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """Product of two activations over the last axis of ``a``, by ``fixed_point.multiply``."""
+    acc = (a.astype("float64") - p["a_zp"]) @ (b.astype("float64") - p["b_zp"])
+    codes = multiply(acc.astype("int64"), p["multiplier"]) + p["out_zp"]
+    return np.clip(codes, p["lo"], p["hi"]).astype(dtype)
+
+
+def dmatmul(p: Params, a: Array, b: Array, dtype: str = "float32") -> Array:
+    """Product of two float tensors that are quantized at run time."""
+    return dynamic.matmul(a, b)
 
 
 def qadd(p: Params, a: Array, b: Array, dtype: str) -> Array:
@@ -261,6 +276,8 @@ ORACLE: dict[str, Oracle] = {
     "qconv2d": qconv2d,
     "qconv2d_add": qconv2d_add,
     "qdense": qdense,
+    "qmatmul": qmatmul,
+    "dmatmul": dmatmul,
     "qadd": qadd,
     "qmul": qmul,
     "qextreme": qextreme,

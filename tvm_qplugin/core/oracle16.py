@@ -9,6 +9,7 @@ exponent), see ``fixed_point.py``; ``rescaling`` stands for the arrays factor in
 | requantize16 | q of any integer dtype | multiplier |
 | qconv2d16 | q, weight int8, bias int64, rescaling (``reduced_factors``) | as qconv2d; wide |
 | qdense16 | q, weight int8, bias int64, multiplier float64 [N] | wide |
+| qmatmul16 | a [.., M, K], b [.., K, N], broadcast | factor, shift (``reduced_factors``) |
 | qadd16 | a, b (broadcast) | a_multiplier, b_multiplier, out_multiplier, subtract, vectorized |
 | qmul16 | a, b (broadcast) | multiplier |
 | qmean16 | q | axes, keepdims, multiplier (1/n included: ``mean_multiplier``) |
@@ -64,6 +65,12 @@ def qdense16(p: Params, x: Array, w: Array, bias: Array, factor: Array, dtype: s
     """``x @ w.T + bias`` over the last axis of ``x``, rescaled in float64, half away from zero."""
     acc = (x.astype("float64") @ w.astype("float64").T).astype("int64") + bias
     return _clipped(p, round_away(acc.astype("float64") * factor), dtype)
+
+
+def qmatmul16(p: Params, a: Array, b: Array, dtype: str) -> Array:
+    """Product of two activations over the last axis of ``a``; sums in int64."""
+    acc = (a.astype("float64") @ b.astype("float64")).astype("int64")
+    return _clipped(p, multiply_reduced(acc, p["factor"], p["shift"]), dtype)
 
 
 def qadd16(p: Params, a: Array, b: Array, dtype: str) -> Array:
@@ -178,6 +185,7 @@ ORACLE16: dict[str, Callable[..., Array]] = {
     "requantize16": requantize16,
     "qconv2d16": qconv2d16,
     "qdense16": qdense16,
+    "qmatmul16": qmatmul16,
     "qadd16": qadd16,
     "qmul16": qmul16,
     "qmean16": qmean16,

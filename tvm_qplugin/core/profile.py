@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 INT8_KINDS = frozenset(
-    "conv2d dense add subtract multiply maximum minimum avg_pool2d max_pool2d mean sum min concat pad "
+    "conv2d dense matmul add subtract multiply maximum minimum avg_pool2d max_pool2d mean sum min concat pad "
     "reshape permute_dims strided_slice split split_item take softmax resize2d clamp prelu lut".split()
 )
 """Kinds of operators with an integer kernel on every CPU; other elementwise ones are tables (``lut``)."""

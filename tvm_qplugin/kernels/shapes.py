@@ -53,6 +53,11 @@ def _dense(p: Params, shapes: Sequence[Shape]) -> Shape:
     return (*shapes[0][:-1], shapes[1][0])
 
 
+def _matmul(p: Params, shapes: Sequence[Shape]) -> Shape:
+    a, b = shapes[:2]
+    return (*np.broadcast_shapes(a[:-2], b[:-2]), a[-2], b[-1])
+
+
 def _recurrent(p: Params, shapes: Sequence[Shape]) -> Shape:
     """``[N, T, C]``: as many features as the recurrent weights [gates, C, C] have."""
     return (*shapes[0][:2], shapes[2][2])
@@ -90,6 +95,8 @@ _INFER: dict[str, Callable[[Params, Sequence[Shape]], Shape]] = {
     "wdense": _dense,
     "wexpand": lambda p, shapes: (p["depth"], shapes[0][0]),
     "qextreme": _broadcast,
+    "dmatmul": _matmul,
+    "qmatmul": _matmul,
     "qmean": _mean,
     "qsum": _mean,
     "qreduce": _mean,

@@ -63,6 +63,17 @@ def multiply(node: Node) -> Value:
     return node.activated("MUL", [node.value(0), node.value(1)], "MulOptions")
 
 
+def matmul(node: Node) -> Value:
+    """BATCH_MATMUL."""
+    inputs = [node.value(0), node.value(1)]
+    if any((x.spec.dtype == "int16") != node.wide for x in inputs):
+        raise node.refuse(
+            f"TFLite has no matrix product from {inputs[0].spec.dtype} to {node.out.dtype}: use recipe "
+            "int16x8"
+        )
+    return node.unfused("BATCH_MATMUL", inputs, "BatchMatMulOptions", adjX=False, adjY=False)
+
+
 def prelu(node: Node) -> Value:
     """PRELU; the slopes of an image lie along its last axis, as Keras writes them."""
     if node.wide:

@@ -12,7 +12,7 @@ from tvm_qplugin.core.attrs import Params, TensorSpec
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.float_layers import bounds_of
 from tvm_qplugin.passes.match_window import pool_geometry, resize_geometry
-from tvm_qplugin.passes.op_kinds import KINDS, obstacle
+from tvm_qplugin.passes.op_kinds import KINDS, kind_of, obstacle
 from tvm_qplugin.tflite import ops_window
 from tvm_qplugin.tflite.float_node import FloatNode
 from tvm_qplugin.tflite.ops_arithmetic import slopes_of, softmax_over
@@ -158,6 +158,14 @@ def dense(node: FloatNode, _call: Call) -> Value:
     return ops_window.dense(node)
 
 
+def product(node: FloatNode, call: Call) -> Value:
+    """FULLY_CONNECTED of a constant weight, BATCH_MATMUL of two computed tensors."""
+    if kind_of(call) != "matmul":
+        return _checked(dense)(node, call)
+    inputs = [node.value(0), node.value(1)]
+    return node.emit("BATCH_MATMUL", inputs, "BatchMatMulOptions", adjX=False, adjY=False)
+
+
 def _with(node: FloatNode, params: Params) -> FloatNode:
     """The node with other parameters, and 0 as what padding is made of."""
     return replace(node, params={**params, "in_zp": 0})
@@ -203,6 +211,6 @@ EMITTERS: dict[str, Emitter] = {
     "relax.nn.pad": pad,
     "relax.image.resize2d": _checked(resize),
     "relax.nn.conv2d": _checked(conv2d),
-    "relax.matmul": _checked(dense),
+    "relax.matmul": product,
 }
 """What writes each operator; ``relax.split``, which has several results, is written by ``split``."""

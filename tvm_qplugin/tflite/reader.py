@@ -31,6 +31,7 @@ OPERATORS: Mapping[str, Convert] = {
     "CONV_2D": layers.conv2d,
     "DEPTHWISE_CONV_2D": layers.depthwise,
     "FULLY_CONNECTED": layers.dense,
+    "BATCH_MATMUL": layers.matmul,
     "AVERAGE_POOL_2D": layers.pool,
     "MAX_POOL_2D": layers.pool,
     "MEAN": layers.mean,

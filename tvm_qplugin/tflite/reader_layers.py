@@ -69,6 +69,24 @@ def dense(graph: Graph, op: TfliteOperator) -> None:
     _layer(graph, op, lambda w: w.T, 1, lambda a, b: _product(graph, op, a, b))
 
 
+def matmul(graph: Graph, op: TfliteOperator) -> None:
+    """A product of matrices, each transposed where its option says so."""
+    sides = [
+        _adjoint(graph, index, bool(graph.option(op, option, False)))
+        for index, option in zip(op.inputs, ("adj_x", "adj_y"), strict=True)
+    ]
+    graph.define(op.outputs[0], relax.op.matmul(*sides))
+
+
+def _adjoint(graph: Graph, index: int, turned: bool) -> relax.Expr:
+    x = graph.real(index)
+    if not turned:
+        return x
+    rank = len(graph.shape(index))
+    axes = [*range(rank - 2), rank - 1, rank - 2]
+    return graph.step(relax.op.permute_dims(x, axes), f"{graph.names[index]}_turned", graph.grid(index))
+
+
 def _product(graph: Graph, op: TfliteOperator, x: relax.Expr, weight: relax.Expr) -> relax.Call:
     source, out = op.inputs[0], op.outputs[0]
     rows = (*graph.shape(out)[:-1], ir.spec_of(weight).shape[0])

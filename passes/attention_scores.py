@@ -1,0 +1,54 @@
+"""Scores of attention: what an integer model keeps in float between a matrix product and its softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from tvm_qplugin.core.recipe import Recipe
+from tvm_qplugin.core.spec import OpAnnotation
+from tvm_qplugin.passes.op_kinds import WEIGHTED
+
+MASKS = ("add", "subtract", "relax.where")
+SCORES = (
+    "attention scores stay in float: one step of int8 changes a weight by percents, and a mask takes up the "
+    "whole range; a rule of a recipe can ask for it"
+)
+MASKED = (
+    "masked scores of attention stay in float: the mask takes up the whole range; a rule of a recipe can "
+    "ask for it"
+)
+
+
+def float_scores(
+    operators: Mapping[str, OpAnnotation], recipe: Recipe, always: bool
+) -> dict[str, OpAnnotation]:
+    """Keep softmaxes of products of two activations in float, with what is between.
+
+    In int16x8, or unless ``always``, only those of masked scores. Operators that a rule of the recipe asks
+    for stay as they are. The products themselves are integer: the ranges of scores are observed before masks.
+    """
+    found = dict(operators)
+    behind: dict[str, set[str]] = {}
+    for name, op in operators.items():
+        if op.kind == "matmul":
+            behind[name] = set()
+            continue
+        read = [behind[source] for source in op.inputs if source in behind]
+        if not read or op.kind in WEIGHTED:
+            continue
+        path = set().union(*read, {name})
+        if op.kind != "softmax":
+            behind[name] = path
+            continue
+        masked = any(operators[step].kind in MASKS for step in path)
+        if masked or (always and op.scheme == "int8"):
+            reason = SCORES if op.scheme == "int8" else MASKED
+            found |= {step: _in_float(operators[step], recipe, reason) for step in path}
+    return found
+
+
+def _in_float(op: OpAnnotation, recipe: Recipe, reason: str) -> OpAnnotation:
+    if not op.integer or recipe.asks_for(op.kind, op.output):
+        return op
+    return replace(op, integer=False, reason=reason, weight=None)

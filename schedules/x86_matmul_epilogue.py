@@ -1,0 +1,129 @@
+"""Sums of products of two activations: corrected for both zero points, rescaled in fixed point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm_qplugin.core.attrs import Params, TensorSpec
+from tvm_qplugin.schedules.x86_border import workspace
+from tvm_qplugin.schedules.x86_dynamic_emit import across
+from tvm_qplugin.schedules.x86_epilogue import store_lanes
+from tvm_qplugin.schedules.x86_geometry import Geometry
+from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, load, splat, store
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, products
+
+
+def row_terms(isa: Isa, g: Geometry, a: Buffer, zero: int, other: int) -> Buffer:
+    """For every row of ``a``: what the zero point ``other`` of the second operand takes away."""
+    rows, lanes = g.groups * g.pixels[0].extent, isa.lanes
+    terms = workspace(rows, "int32")
+    with T.serial(0, rows) as r, T.sblock("row_sum"):
+        T.reads()
+        T.writes()
+        sums = T.sblock_alloc_buffer((lanes,), "int32")
+        store(sums, 0, splat(T.int32(0), lanes), lanes)
+        whole = g.span // lanes
+        with T.serial(0, whole) as i:
+            value = T.Cast(f"int32x{lanes}", load(a, r * g.span + i * lanes, lanes))
+            store(sums, 0, load(sums, 0, lanes) + value, lanes)
+        with T.serial(whole * lanes, g.span) as k:
+            store(sums, 0, sums[0] + T.Cast("int32", a[r * g.span + k]), 1)
+        total = across(lambda x, y: x + y, [sums], lanes)
+        store(terms, r, (T.int32(g.span * zero) - total) * T.int32(other), 1)
+    return terms
+
+
+@dataclass(frozen=True)
+class MatmulEpilogue:
+    """``fixed_point.multiply`` of the sums, clamped; ``terms``: one of every row, or None."""
+
+    params: Params
+    out: TensorSpec
+    terms: Buffer | None
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Start every sum with its corrections, and add all products."""
+        lanes, columns = kernel.isa.lanes, self.out.shape[-1]
+        for i, row in enumerate(acc):
+            for j, cell in enumerate(row):
+                start = kernel.bias(spot.block + j)
+                if self.terms is not None:
+                    at = T.floordiv(spot.out, columns) + spot.pixels[i][1] // columns
+                    start = start + splat(self.terms[at], lanes)
+                store(cell, 0, start, lanes)
+        return products(kernel, spot, acc)
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
+        """Store every accumulator of a tile."""
+        lanes = kernel.isa.lanes
+        for i, row in enumerate(acc):
+            for j, cell in enumerate(row):
+                valid = spot.valid if j == spot.vectors - 1 else lanes
+                at = spot.out + spot.pixels[i][1] + j * lanes
+                _store(kernel, at, self._code(load(cell, 0, lanes), lanes), self.out.dtype, valid)
+
+    def _code(self, acc: Expr, lanes: int) -> Expr:
+        scaled = _scaled(acc, self.params["multiplier"], lanes)
+        return _clamped(scaled, self.params, lanes) + splat(T.int32(self.params["out_zp"]), lanes)
+
+
+@dataclass(frozen=True)
+class WordMatmulEpilogue:
+    """``fixed_point.multiply_reduced`` of sums of low and of high bytes, which stand side by side.
+
+    Offsets into the output count both of them.
+    """
+
+    params: Params
+
+    def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
+        """Add all products."""
+        lanes = kernel.isa.lanes
+        for row in acc:
+            for cell in row:
+                store(cell, 0, splat(T.int32(0), lanes), lanes)
+        return products(kernel, spot, acc)
+
+    def finish(self, kernel: Kernel, spot: Spot, acc: Cells) -> None:
+        """Store the accumulators of a tile two by two."""
+        lanes = kernel.isa.lanes
+        for i, row in enumerate(acc):
+            for j in range(0, len(row), 2):
+                low, high = (load(cell, 0, lanes) for cell in row[j : j + 2])
+                at = T.floordiv(spot.out + spot.pixels[i][1] + j * lanes, 2)
+                code = _clamped(self._scaled(low, high, lanes), self.params, lanes)
+                _store(kernel, at, code, "int16", lanes)
+
+    def _scaled(self, low: Expr, high: Expr, lanes: int) -> Expr:
+        factor, shift = (splat(T.int64(self.params[key]), lanes) for key in ("factor", "shift"))
+        low, high = (T.Cast(f"int64x{lanes}", part) * factor for part in (low, high))
+        half = splat(T.int64(1 << (self.params["shift"] - 1)), lanes)
+        total = low + T.shift_left(high, splat(T.int64(8), lanes)) + half
+        return T.Cast(f"int32x{lanes}", T.shift_right(total, shift))
+
+
+def _clamped(value: Expr, p: Params, lanes: int) -> Expr:
+    """A distance to the zero point of the output within its bounds."""
+    low, high = (splat(T.int32(p[key] - p["out_zp"]), lanes) for key in ("lo", "hi"))
+    return T.max(T.min(value, high), low)
+
+
+def _store(kernel: Kernel, at: Expr, code: Expr, dtype: str, valid: int) -> None:
+    lanes = kernel.isa.lanes
+    buffer = T.sblock_alloc_buffer((lanes,), dtype)
+    store(buffer, 0, T.Cast(f"{dtype}x{lanes}", code), lanes)
+    store_lanes(kernel, at, buffer, list(range(valid)))
+
+
+def _scaled(acc: Expr, multiplier: tuple[int, int], lanes: int) -> Expr:
+    """``fixed_point.multiply`` of int32: the product in int64, what is rounded after it in int32."""
+    fixed, exponent = multiplier
+    if exponent > 0:
+        acc = T.shift_left(acc, splat(T.int32(exponent), lanes))
+    product = T.Cast(f"int64x{lanes}", acc) * splat(T.int64(fixed), lanes) + splat(T.int64(1 << 30), lanes)
+    value = T.Cast(f"int32x{lanes}", T.shift_right(product, splat(T.int64(31), lanes)))
+    if exponent >= 0:
+        return value
+    sign = T.shift_right(value, splat(T.int32(31), lanes))
+    half = splat(T.int32((1 << -exponent) >> 1), lanes)
+    return T.shift_right(value + (half + sign), splat(T.int32(-exponent), lanes))
