@@ -57,12 +57,12 @@ class TileKnobs:
     @cached_property
     def choices(self) -> dict[str, Sequence[Value]]:
         """Sizes that differ in what they cut, both orders; unrolling where the reduction is short."""
-        shape, registers = self.plan.geometry.shape, self.plan.isa.registers
-        unroll = {4, shape.steps} if shape.steps <= MOST_UNROLLED else {4}
+        shape, isa, registers = self.plan.geometry.shape, self.plan.isa, self.plan.isa.registers
+        unroll = {4, shape.steps} if shape.steps <= MOST_UNROLLED and not isa.chain else {4}
         return {
             "columns": _sizes(shape.columns, registers),
             "rows": _sizes(shape.rows, registers),
-            "nt": _sizes(shape.blocks, MOST_VECTORS),
+            "nt": _sizes(shape.blocks, 1 if isa.chain else MOST_VECTORS),
             "order": ("om", "mo"),
             "unroll": sorted(unroll),
         }
@@ -116,7 +116,8 @@ class TileKnobs:
         cut: dict[str, Value] = {
             name: balanced(extents[name], most)[0].size for name, most in largest.items()
         }
-        return {**cut, "order": tile.order, "unroll": shape.steps if shape.steps <= tile.unroll else 4}
+        whole = shape.steps <= tile.unroll and not self.plan.isa.chain
+        return {**cut, "order": tile.order, "unroll": shape.steps if whole else 4}
 
 
 def _tile(knobs: Knobs) -> Tile:

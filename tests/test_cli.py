@@ -48,10 +48,11 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-def weights_of(folder: Path) -> list[bytes]:
+def weights_of(folder: Path, dtype: str | None = None) -> list[bytes]:
     calls = (value for _, value in ir.bindings(read_module(folder)["main"]) if ir.op_name(value))
     constants = (ir.const_value(call.args[0]) for call in calls)
-    return [array.tobytes() for array in constants if array is not None]
+    arrays = [array for array in constants if array is not None and array.size > 1]
+    return [array.tobytes() for array in arrays if dtype in (None, str(array.dtype))]
 
 
 def test_samples_are_kept_only_to_win_accuracy_back(tmp_path, monkeypatch):
@@ -68,6 +69,14 @@ def test_accuracy_is_won_back_with_and_without_a_table(made, tmp_path):
     ok(*QUANTIZE, *steps, "-o", tmp_path / "q")
     ok(*QUANTIZE, *steps, "--table", made / "t.json", "-o", tmp_path / "t")
     assert weights_of(tmp_path / "q") == weights_of(tmp_path / "t") != weights_of(made / "q")
+
+
+def test_weights_of_reduced_range(tmp_path):
+    found = data(*QUANTIZE, "--reduce-range", "-o", tmp_path / "q")
+    weights = [np.frombuffer(text, "int8") for text in weights_of(tmp_path / "q", "int8")]
+    assert found["recipe"]["reduce_range"] and 64 in {np.abs(w).max(initial=0) for w in weights}
+    refused = call(*QUANTIZE, "--reduce-range", "--recipe", "int16x8", "-o", tmp_path / "w")
+    assert refused.exit_code == 1 and "only scheme int8 has a use for" in refused.stderr
 
 
 def test_the_best_of_what_wins_accuracy_back(made, tmp_path, monkeypatch):

@@ -51,6 +51,7 @@ def test_bench_profile(made, name):
     assert sum(layer["share"] for layer in profile["layers"]) == pytest.approx(1)
     assert sum(kind["ms"] for kind in profile["kinds"]) == pytest.approx(profile["kernels_ms"])
     assert set(profile["peaks"]) == {layer["dtype"] for layer in profile["layers"]}
+    assert [layer["instruction"] for layer in profile["layers"]] == [c.instruction for c in manifest.calls]
 
 
 def test_bench_profile_of_merged_kernels(made):
@@ -70,6 +71,8 @@ def test_bench_profile_as_a_table(made):
     text = ok("bench", made / "mixed", "--profile", "--repeat", "3")
     assert all(call.tensor.rstrip("1") in text for call in read_manifest(made / "mixed").calls)
     assert "conv2d (float)" in text and "GMAC/s" in text and "by kind" in text and "of peak" in text
+    used = {str(call.instruction).split(",")[0] for call in read_manifest(made / "mixed").calls}
+    assert all(name in text for name in used - {"None"})
 
 
 def test_why_slow_names_the_float_layer(made):

@@ -118,6 +118,7 @@ def test_weights_that_forbid_byte_pairs():
     assert (found.kind, found.layers, found.share) == ("weights", ("large",), pytest.approx(0.5))
     assert "--reduce-range" in found.advice
     assert findings(profile(replace(LAYER, instruction="vpmaddubsw, 256 bits")), BEST) == []
+    assert only(LAYER, replace(LAYER, name="all", op="merged", instruction=note)).kind == "merged"
 
 
 def test_the_largest_share_stands_first():

@@ -197,9 +197,16 @@ def _layer_cells(layer: LayerTime) -> dict[str, str]:
         "share": _percent(layer.share),
         "GMAC/s": "-" if layer.gmacs is None else f"{layer.gmacs:.1f}",
         "of peak": _percent(layer.of_peak),
-        "by": (layer.instruction or "-").split(",")[0],
+        "by": _mnemonic(layer),
         "moved": report.size(layer.bytes),
     }
+
+
+def _mnemonic(layer: LayerTime) -> str:
+    """A merged function can use several."""
+    parts = (layer.instruction or "-").split("; ")
+    names = list(dict.fromkeys(part.split(",")[0] for part in parts))
+    return names[0] if len(names) == 1 else "several"
 
 
 def _layer_name(layer: LayerTime) -> str:

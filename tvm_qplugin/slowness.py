@@ -191,7 +191,8 @@ def _weights(profile: Profile, _machine: Machine) -> Iterator[Finding]:
 
 
 def _of_large_weights(profile: Profile) -> list[LayerTime]:
-    return [layer for layer in profile.layers if TOO_LARGE in (layer.instruction or "")]
+    single = [layer for layer in profile.layers if layer not in profile.merged]
+    return [layer for layer in single if TOO_LARGE in (layer.instruction or "")]
 
 
 def _below_half(profile: Profile, _machine: Machine) -> Iterator[Finding]:

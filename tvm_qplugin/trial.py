@@ -25,6 +25,7 @@ from tvm_qplugin.core.attrs import KernelCall, TensorSpec, decode_params, encode
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import INTEGER_RANGE, Array
 from tvm_qplugin.core.tunable import Knobs, Tunable
+from tvm_qplugin.schedules.x86_isa import PAIRS
 
 REPEATS = 4
 REPEAT_MS = 5
@@ -39,7 +40,7 @@ class Job:
     """What a worker needs to know of a task; everything is plain data.
 
     ``rule``: ``module:function`` that makes the tunable; ``target``: TVM's target as JSON; ``live``: which
-    arguments are no constants.
+    arguments are no constants; ``isa``: that of the task's tunable, on which weights must not change.
     """
 
     name: str
@@ -50,12 +51,15 @@ class Job:
     target: str
     compiler: str | None = None
     live: tuple[int, ...] = (0,)
+    isa: str = ""
 
     @classmethod
-    def of(cls, call: KernelCall, rule: str, target: str, compiler: str | None) -> Job:
+    def of(cls, call: KernelCall, rule: str, target: str, compiler: str | None, isa: str = "") -> Job:
         """The job of a call."""
         live = tuple(i for i in range(len(call.args)) if i not in call.constants)
-        return cls(call.name, encode_params(call.params), call.args, call.out, rule, target, compiler, live)
+        return cls(
+            call.name, encode_params(call.params), call.args, call.out, rule, target, compiler, live, isa
+        )
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,10 @@ def build(job: Job, knobs: Knobs, folder: str) -> None:
     """Generate and compile a candidate: the library and its packed arguments."""
     call, target = call_of(job), tvm.target.Target(json.loads(job.target))
     with target:
-        made = tunable_of(job.rule, call, target).implement(knobs)
+        tunable = tunable_of(job.rule, call, target)
+        if job.isa not in ("", tunable.isa):
+            raise ValueError(f"random weights lead to {tunable.isa}, and the task is about {job.isa}")
+        made = tunable.implement(knobs)
         if made is None:
             raise ValueError("the rule gives no kernel for these knobs")
         library = tvm.compile(made.func.with_attr("global_symbol", "main"), target=target)
@@ -180,10 +187,16 @@ def call_of(job: Job) -> KernelCall:
 
 @lru_cache(maxsize=2)
 def arrays_of(job: Job) -> list[Array]:
-    """Random arguments: codes over their whole range, multipliers that spread the outputs over theirs."""
+    """Random arguments: codes over their whole range, multipliers that spread the outputs over theirs.
+
+    Weights only as large as suits byte pairs, where those are to be used.
+    """
     rng = np.random.default_rng(0)
     depth = math.prod(job.args[1].shape[1:])
-    return [_array(rng, spec, depth, job.name.startswith("q")) for spec in job.args]
+    arrays = [_array(rng, spec, depth, job.name.startswith("q")) for spec in job.args]
+    if job.isa == PAIRS.name:
+        arrays[1] //= PAIRS.chain
+    return arrays
 
 
 def _array(rng: np.random.Generator, spec: TensorSpec, depth: int, integer: bool) -> Array:

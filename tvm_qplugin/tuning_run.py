@@ -190,7 +190,7 @@ class TuningRun:
         self.records.append(Record(task.key, role, knobs, seconds, self.cpu, self.device.threads))
 
     def _job(self, task: TuningTask) -> Job:
-        return Job.of(task.call, task.rule, self.config, self.profile.compiler)
+        return Job.of(task.call, task.rule, self.config, self.profile.compiler, task.tunable.isa)
 
     def _tell(self, status: TaskStatus) -> TaskStatus:
         self.notify(status)

@@ -27,13 +27,14 @@ INT16 = np.iinfo("int16")
 CPU = Path("/proc/cpuinfo")
 avx2 = pytest.mark.skipif(not CPU.exists() or "avx2" not in CPU.read_text().split(), reason="CPU has no avx2")
 
-KINDS = ("uniform", "normal", "small", "halves", "one of each sign", "edges", "lowest", "highest")
+KINDS = ("zeros", "uniform", "normal", "small", "halves", "one of each sign", "edges", "lowest", "highest")
 
 
 def weights_of(kind: str, shape: tuple[int, ...], seed: int = 0) -> Array:
     """int8 weights with different chances to saturate."""
     r = np.random.default_rng(seed)
     made: dict[str, Any] = {
+        "zeros": lambda: np.zeros(shape),
         "uniform": lambda: r.integers(-127, 128, shape),
         "normal": lambda: np.clip(np.rint(r.normal(0, 30, shape)), -127, 127),
         "small": lambda: r.integers(-9, 10, shape),

@@ -20,11 +20,13 @@ import tvm_qplugin
 from tvm_qplugin import demo, tuning_run
 from tvm_qplugin.builder import compile_module
 from tvm_qplugin.core.errors import DatabaseError, InputError
+from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.records import Database, Record
 from tvm_qplugin.core.tunable import canonical
 from tvm_qplugin.recorded import tuned_calls
 from tvm_qplugin.search import valid_settings
 from tvm_qplugin.targets import find_profile, tvm_target
+from tvm_qplugin.trial import Job, call_of, tunable_of
 from tvm_qplugin.tuner import tune
 from tvm_qplugin.tuning_run import TaskStatus
 from tvm_qplugin.tuning_tasks import TuningTask, tasks_of
@@ -51,6 +53,19 @@ def test_kernels_of_padded_and_fused_layers_are_right(quantized, tmp_path):
     calls = [status.task.call for status in report.tasks]
     assert any(call.params.get("in_halo") for call in calls) and any(len(call.args) == 5 for call in calls)
     assert [(status.wrong, status.failed) for status in report.tasks] == [(0, 0)] * len(calls)
+
+
+@pytest.mark.parametrize("reduce_range", [False, True])
+def test_random_weights_keep_to_the_instruction_of_the_task(reduce_range):
+    recipe = Recipe(reduce_range=reduce_range)
+    module = tvm_qplugin.quantize(demo.model_path(), calibration=demo.calibration()[:4], recipe=recipe)
+    profile = find_profile("x86-64-v3")
+    target, found = tvm_target(profile), set()
+    for task in tasks_of(module, profile):
+        job = Job.of(task.call, task.rule, "", None, task.tunable.isa)
+        assert tunable_of(job.rule, call_of(job), target).isa == job.isa
+        found.add(job.isa)
+    assert found == {"avx2", "avx2_pairs"}
 
 
 def test_wrong_and_crashing_kernels_are_never_recorded(model, tmp_path, monkeypatch):
