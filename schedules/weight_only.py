@@ -40,12 +40,12 @@ from tvm_qplugin.schedules.x86_isa import (
 )
 from tvm_qplugin.schedules.x86_pack import pack_channels
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot
-from tvm_qplugin.schedules.x86_tiles import Tile, default_tile
+from tvm_qplugin.schedules.x86_tiles import Tile
 
 STEP = 8
 SINGLE_VECTORS = {8: 4, 4: 6}  # of one row, by bits: sums side by side to hide the latency of FMA
 LATE_PIXELS = 2  # up to so many rows sums are scaled, not weights
-UNROLLED_STEPS = 4
+HELD = 6  # registers for weights, scales and temporaries of two vectors
 NIBBLES = np.array([*range(8), *range(-8, 0)], "float32")
 
 
@@ -83,9 +83,13 @@ def _halves(call: KernelCall, target: tvm.target.Target) -> bool:
 
 
 def _tile(isa: Isa, g: Geometry, bits: int) -> Tile:
-    if g.shape.columns == 1:
-        return Tile(1, min(SINGLE_VECTORS[bits if isa.registers > 16 else 8], g.blocks))
-    return default_tile(isa, g.shape, g.weight_bytes)
+    """Of few rows many vectors, of many rows two, so that a weight is unpacked for as many rows as can be."""
+    rows, wide = g.shape.columns, isa.registers > 16
+    if rows == 1:
+        return Tile(1, min(SINGLE_VECTORS[bits if wide else 8], g.blocks))
+    if rows <= LATE_PIXELS:
+        return Tile(rows, min(4 if wide else 2, g.blocks))
+    return Tile((isa.registers - HELD) // 2, min(2, g.blocks))
 
 
 def _constants(call: KernelCall, g: Geometry, epilogue: WeightOnly) -> Constants:
@@ -133,7 +137,7 @@ class WeightOnly(FloatEpilogue):
                 store(row[j], 0, kernel.bias(spot.block + j), kernel.isa.lanes)
         work = _Reduction(self, kernel, spot, acc)
         full, rest = divmod(kernel.geometry.span, self.group)
-        _repeat(full, 1, lambda g: work.add_group(g, self.group))
+        _repeat(full, lambda g: work.add_group(g, self.group))
         if rest:
             work.add_group(full, rest)
         return acc
@@ -169,9 +173,7 @@ class _Reduction:
                 store(cell, 0, splat(T.float32(0), lanes), lanes)
         whole, rest = divmod(size, STEP)
         at = g * self.how.group
-        _repeat(
-            whole, UNROLLED_STEPS, lambda s: self._step(sums, scales, at + s * STEP, g * self.steps + s, STEP)
-        )
+        _repeat(whole, lambda s: self._step(sums, scales, at + s * STEP, g * self.steps + s, STEP))
         if rest:
             self._step(sums, scales, at + whole * STEP, g * self.steps + whole, rest)
         if late:
@@ -225,8 +227,8 @@ class _Reduction:
         store(cell, 0, fma(a, b, total, lanes) if isa.features else a * b + total, lanes)
 
 
-def _repeat(extent: int, unrolled: int, body: Callable[[Index], None]) -> None:
-    if extent <= unrolled:
+def _repeat(extent: int, body: Callable[[Index], None]) -> None:
+    if extent <= 1:
         for i in range(extent):
             body(i)
         return
