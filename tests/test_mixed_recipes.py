@@ -160,6 +160,17 @@ def test_recovered(module: IRModule) -> None:
     }
 
 
+@pytest.mark.parametrize("scheme", ["dynamic", "fp16", "weight_int8", "weight_int4"])
+@pytest.mark.parametrize("other", ["dynamic", "fp16", "weight_int8", "weight_int4", "float"])
+def test_every_storage_scheme_beside_another(module: IRModule, scheme: str, other: str) -> None:
+    quantized = quantize(module, recipe=Recipe("small", scheme, rules=(Rule("^d$", scheme=other),)))
+    artifact, oracle = build(quantized), Simulator(quantized)
+    for x in samples(2):
+        np.testing.assert_allclose(artifact.run(x)[0], oracle.run(x)[0], rtol=0, atol=1e-5)
+    (kernel,) = (op.kernel for op in artifact.manifest.operators if op.name == "d")
+    assert kernel == {"dynamic": "ddense", "weight_int8": "wdense", "weight_int4": "wdense"}.get(other)
+
+
 def test_a_storage_recipe_with_another_rule(module: IRModule) -> None:
     recipe = Recipe("small", "dynamic", rules=(Rule("^d$", scheme="fp16"),))
     found = describe_module(quantize(module, recipe=recipe), find_profile("host"))
