@@ -37,39 +37,49 @@ class QuantizeWeightOnly:
         """Rewrite ``main``."""
         check_rules(self.recipe)
         func = ir.main_function(mod)
-        kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
-        reasons: dict[str, str] = {}
         env: dict[relax.Var, relax.Expr] = {}
         with ir.Emitter(mod) as out:
+            work = _Layers(self, func, out)
             for var, value in ir.bindings(func):
                 new = ir.substitute(value, env)
-                if isinstance(value, relax.Var | relax.Tuple):
-                    env[var] = new
-                    continue
-                if KINDS.get(ir.op_name(value)) == "dense":
-                    new = self._layer(new, var.name, kinds[var.name], reasons, out)
-                env[var] = out.emit(new, var.name)
+                alias = isinstance(value, relax.Var | relax.Tuple)
+                env[var] = new if alias else out.emit(work.stored(new, var.name), var.name)
             outputs = [env.get(var, var) for var in ir.output_vars(func)]
-            return labelled(out.finish(outputs, ir.returns_tuple(func)), self.recipe, reasons)
+            return labelled(out.finish(outputs, ir.returns_tuple(func)), self.recipe, work.reasons)
 
-    def _layer(
-        self, call: Call, name: str, kind: tuple[str, str], reasons: dict[str, str], out: ir.Emitter
-    ) -> Call:
-        """A product with a stored weight, or as it was with the reason added."""
-        choice = self.recipe.choose(*kind)
-        weight = ir.const_value(call.args[1])
+
+class _Layers:
+    """The dense layers of a function; those that share a weight, as unrolled cells do, share it stored."""
+
+    def __init__(self, how: QuantizeWeightOnly, func: relax.Function, out: ir.Emitter) -> None:
+        self.how, self.out = how, out
+        self.kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
+        self.reasons: dict[str, str] = {}
+        self.known: dict[tuple[relax.Expr, int, int], relax.Var] = {}
+
+    def stored(self, call: relax.Expr, name: str) -> relax.Expr:
+        """A product with a stored weight; any other value, and one with a reason against it, as it was."""
+        if KINDS.get(ir.op_name(call)) != "dense":
+            return call
+        choice = self.how.recipe.choose(*self.kinds[name])
         if choice.scheme not in WEIGHT_ONLY:
             return call
-        reason = obstacle("dense", call)
-        if not reason and weight is not None and weight.size < self.smallest:
-            reason = f"its weight has {weight.size} elements, fewer than {self.smallest}"
-        if reason or weight is None:
-            reasons[name] = reason
+        if reason := self._reason(call):
+            self.reasons[name] = reason
             return call
         bits, default = WEIGHT_ONLY[choice.scheme]
-        stored = quantize_grouped(weight.T, bits, default if choice.group is None else choice.group)
-        expanded = out.emit(expand(stored, out), f"{name}_weight")
-        return Call(call.op, [call.args[0], expanded], call.attrs, call.ty_args)
+        key = call.args[1], bits, default if choice.group is None else choice.group
+        if key not in self.known:
+            weight = quantize_grouped(call.args[1].value.numpy().T, *key[1:])
+            self.known[key] = self.out.emit(expand(weight, self.out), f"{name}_weight")
+        return Call(call.op, [call.args[0], self.known[key]], call.attrs, call.ty_args)
+
+    def _reason(self, call: Call) -> str:
+        """Why a weight stays float; empty if it does not."""
+        reason, size = obstacle("dense", call), ir.spec_of(call.args[1]).size
+        if not reason and size < self.how.smallest:
+            return f"its weight has {size} elements, fewer than {self.how.smallest}"
+        return reason
 
 
 def expand(stored: Grouped, out: ir.Emitter) -> Call:

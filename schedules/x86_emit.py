@@ -104,7 +104,7 @@ def walk(k: Kernel, epilogue: Epilogue) -> None:
     cuts = (
         balanced(axes[1].extent, k.tile.rows),
         balanced(axes[2].extent, max(1, k.tile.mt // k.tile.rows)),
-        _blocks(g, k.tile.nt),
+        channel_blocks(g, k.tile.nt),
     )
     n_rows, n_columns, n_blocks = (sum(part.count for part in parts) for parts in cuts)
     tiles, units = axes[0].extent * n_rows * n_columns, g.groups * n_blocks
@@ -131,7 +131,7 @@ def _decode(t: Expr, tiles: int, units: int, order: str) -> tuple[Expr, Expr]:
     return T.floormod(t, units), T.floordiv(t, units)
 
 
-def _blocks(g: Geometry, largest: int) -> list[Part]:
+def channel_blocks(g: Geometry, largest: int) -> list[Part]:
     """The parts of a group's channel vectors; a tile whose last vector is partial is a part of its own."""
     parts = balanced(g.blocks, largest)
     valid = g.channels % g.lanes

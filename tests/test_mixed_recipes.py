@@ -22,7 +22,7 @@ from tvm_qplugin.targets import find_profile
 SHAPE = (1, 6, 6, 4)
 LAYOUT = {"data_layout": "NHWC", "kernel_layout": "OHWI", "out_layout": "NHWC"}
 LAYERS = ("a", "b", "c", "p", "s", "d")
-SCHEMES = ("int8", "int16x8", "float", "fp16", "dynamic")
+SCHEMES = ("int8", "int16x8", "float", "fp16", "dynamic", "weight_int8")
 
 
 def samples(count: int) -> list[Array]:
@@ -88,7 +88,8 @@ def test_compiled_equals_oracle(module: IRModule, schemes: dict[str, str]) -> No
     for name, scheme in schemes.items():
         if name in ("a", "b", "d"):
             kind = "qdense" if name == "d" else "qconv2d"
-            wide = {"int8": kind, "int16x8": f"{kind}16"}.get(scheme)
+            alone = {"weight_int8": "wdense"} if name == "d" else {}
+            wide = {"int8": kind, "int16x8": f"{kind}16", **alone}.get(scheme)
             assert kernels.get(name) == wide if wide else kernels.get(name) != kind
 
 
@@ -114,6 +115,28 @@ def test_what_is_saved_is_small(module: IRModule, tmp_path: Any) -> None:
     assert inputs_of(again) == inputs_of(quantized)
 
 
+@pytest.mark.parametrize(
+    ("rule", "bytes_"),
+    [
+        (Rule("^d$", scheme="weight_int8"), 288 * 5 + 4 * 5),
+        (Rule("^d$", scheme="weight_int4"), 288 * 5 // 2 + 2 * 9 * 5),
+        (Rule("^d$", scheme="weight_int4", group=100), 288 * 5 // 2 + 2 * 3 * 5),
+    ],
+)
+def test_weights_alone_beside_integers(module: IRModule, tmp_path: Any, rule: Rule, bytes_: int) -> None:
+    quantized = quantize(module, recipe=Recipe("mixed", rules=(rule,)), calibration=samples(4))
+    save_module(quantized, tmp_path)
+    again = load_module(tmp_path)
+    artifact, oracle = build(again), Simulator(again)
+    for x in samples(3):
+        np.testing.assert_array_equal(artifact.run(x)[0], oracle.run(x)[0])
+        np.testing.assert_array_equal(oracle.run(x)[0], Simulator(quantized).run(x)[0])
+    (layer,) = (op for op in artifact.manifest.operators if op.name == "d")
+    assert (layer.kernel, layer.integer, layer.weight_bytes) == ("wdense", False, bytes_)
+    (planned,) = (op for op in describe_module(again, find_profile("host")).operators if op.name == "d")
+    assert planned.weight_bytes == bytes_
+
+
 @pytest.mark.parametrize("profile", ["host", "x86-64"])
 def test_requantizing_unsigned_storage(module: IRModule, profile: str) -> None:
     """Integers that x86 stores as uint8 go to int16 and back."""
@@ -135,6 +158,17 @@ def test_recovered(module: IRModule) -> None:
     assert json.loads(json.dumps(recipe.to_json())) == recipe.to_json() | {
         "rules": list(recipe.to_json()["rules"])
     }
+
+
+@pytest.mark.parametrize("scheme", ["dynamic", "fp16", "weight_int8", "weight_int4"])
+@pytest.mark.parametrize("other", ["dynamic", "fp16", "weight_int8", "weight_int4", "float"])
+def test_every_storage_scheme_beside_another(module: IRModule, scheme: str, other: str) -> None:
+    quantized = quantize(module, recipe=Recipe("small", scheme, rules=(Rule("^d$", scheme=other),)))
+    artifact, oracle = build(quantized), Simulator(quantized)
+    for x in samples(2):
+        np.testing.assert_allclose(artifact.run(x)[0], oracle.run(x)[0], rtol=0, atol=1e-5)
+    (kernel,) = (op.kernel for op in artifact.manifest.operators if op.name == "d")
+    assert kernel == {"dynamic": "ddense", "weight_int8": "wdense", "weight_int4": "wdense"}.get(other)
 
 
 def test_a_storage_recipe_with_another_rule(module: IRModule) -> None:

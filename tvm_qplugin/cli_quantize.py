@@ -16,6 +16,7 @@ from tvm_qplugin.command_options import (
     Batch,
     Data,
     Floats,
+    Group,
     Key,
     Layout,
     Model,
@@ -29,7 +30,7 @@ from tvm_qplugin.command_options import (
     Wide,
 )
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import Rule
+from tvm_qplugin.core.recipe import WEIGHT_ONLY, Recipe, Rule
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -129,6 +130,7 @@ def quantize(
     io: IO = None,
     keep_float: Floats = None,
     int16: Wide = None,
+    group: Group = None,
     correct_bias: Correct = False,
     adaptive_rounding: Round = False,
     equalize: Equalize = False,
@@ -147,8 +149,9 @@ def quantize(
 
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
     model for [bold]build[/] and [bold]export[/]. No samples are needed by a model that is quantized already
-    (QDQ), by --recipe dynamic (int8 weights) unless accuracy shall be won back, and by --recipe fp16
-    (float16 weights).
+    (QDQ), by --recipe dynamic (int8 weights) unless accuracy shall be won back, by --recipe fp16 (float16
+    weights), and by --recipe weight_int8 and weight_int4 (weights of dense layers alone; they compute in
+    float).
 
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
@@ -158,6 +161,7 @@ def quantize(
       tvm-qplugin quantize model.onnx --calibration samples.npz --target edgetpu -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic --correct-bias --calibration photos -o quantized
+      tvm-qplugin quantize model.onnx --recipe weight_int4 --group 64 -o quantized
     """
     recovers = correct_bias or adaptive_rounding or equalize or smooth or accuracy is not None
     if calibration is not None and table is not None and not recovers:
@@ -185,6 +189,7 @@ def quantize(
         workers,
         ray,
         reduce_range,
+        group,
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
@@ -276,7 +281,7 @@ def _quantized_report(
         "schemes": report.schemes(manifest),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": _next(work.profile, stored, quote(str(output))),
+        "next": _next(work.profile, work.recipe, quote(str(output))),
     }
     parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
     if len(work.recipe.schemes) > 1:
@@ -297,9 +302,9 @@ def _quantized_report(
     return Report(data, tuple(parts))
 
 
-def _next(profile: TargetProfile, stored: bool, output: str) -> str:
+def _next(profile: TargetProfile, recipe: Recipe, output: str) -> str:
     """The command that makes what the device takes."""
-    if stored:
+    if recipe.storage and recipe.schemes.isdisjoint(WEIGHT_ONLY):
         return f"tvm-qplugin export {output} -o model.tflite"
     if profile.artifact == "tflite":
         return f"tvm-qplugin export {output} --target {profile.name} -o model.tflite"

@@ -42,7 +42,7 @@ Observer = Annotated[
 RecipeName = Annotated[
     str | None,
     typer.Option(
-        help="int8, int16x8, edgetpu, dynamic, fp16, or a JSON file with your own.",
+        help="int8, int16x8, edgetpu, dynamic, fp16, weight_int8, weight_int4, or a JSON file with your own.",
         show_default="the target's",
     ),
 ]
@@ -75,6 +75,15 @@ Wide = Annotated[
         metavar="REGEX",
         help="Give layers int16 activations (int16x8) whose output tensor matches; may be repeated.",
         show_default=False,
+    ),
+]
+Group = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="weight_int8, weight_int4: so many weights of an output share a scale; 0: all of them.",
+        show_default="0 and 32",
     ),
 ]
 OldTable = Annotated[

@@ -13,6 +13,7 @@ from tvm.ir import IRModule
 from tvm_qplugin.core.errors import ModelError, RecipeError, TargetError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.expand_weights import stored_arguments
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.quantize_io import IO_PARAMS, QuantizeIO
 from tvm_qplugin.pipeline import is_quantized, rewritten
@@ -81,6 +82,7 @@ def exported(
     from tvm_qplugin.tflite.export import export_lowered
     from tvm_qplugin.tflite.export_float import export_float
 
+    _check_weights(module)
     profile = None if target is None else _device(target)
     if per_channel_dense is None:
         per_channel_dense = profile is None or profile.per_channel_dense
@@ -98,6 +100,17 @@ def exported(
         io = profile.io if io is None and _has_float_ends(module) else io
     lowered = tvm.transform.Sequential([LowerInteger(storage="int8")])(with_io(module, io))
     return export_lowered(lowered, **options)
+
+
+def _check_weights(module: IRModule) -> None:
+    """Refuse weights that are stored alone: LiteRT would quantize the inputs of their layers."""
+    found = [name for (name, _), stored in stored_arguments(module).items() if stored.grouped is not None]
+    if found:
+        raise ModelError(
+            f"{len(found)} dense layers have weights of scheme weight_int8 or weight_int4 and float inputs, "
+            f"for which TFLite has no operator: {', '.join(found)}. Quantize them with scheme dynamic or "
+            "fp16, or use build() for model.so"
+        )
 
 
 def _check_float(profile: TargetProfile | None, io: str | None) -> None:

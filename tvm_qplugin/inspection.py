@@ -123,8 +123,7 @@ def inspect_source(source: Path, recipe: str | None = None, target: str = "host"
 def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
     """The manifest that ``build`` would give a module, without compiling it.
 
-    Of layers of the schemes ``fp16`` and ``dynamic`` it tells how weights are stored, and why some stay
-    float32.
+    Of layers of schemes that compute in float it tells how weights are stored, and why some stay float32.
     """
     import tvm
 

@@ -75,8 +75,8 @@ def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
-    dynamic = scheme_of(mod) == "dynamic"
-    stored = {key: found for key, found in stored_arguments(mod).items() if dynamic or found.grid is None}
+    in_float = bool(scheme_of(mod))
+    stored = {key: found for key, found in stored_arguments(mod).items() if in_float or found.grid is None}
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),

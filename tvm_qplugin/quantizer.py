@@ -52,8 +52,9 @@ def quantize_module(
 ) -> IRModule:
     """Canonical float module -> quantized module; ``calibration`` is samples or a finished table.
 
-    The schemes ``fp16`` and ``dynamic`` need no ``calibration`` and do not look at it, unless accuracy
-    shall be won back; a module of that scheme comes back as it is.
+    Schemes that compute in float (``fp16``, ``dynamic``, ``weight_int8``, ``weight_int4``) need no
+    ``calibration`` and do not look at it, unless accuracy shall be won back; a module of such a scheme comes
+    back as it is.
 
     ``samples``: what a recipe that recovers accuracy uses where ``calibration`` is a table; with
     ``accuracy="best"`` (see ``best.quantize_best``) there must be others ``held_back``. The target's

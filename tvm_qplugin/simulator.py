@@ -138,7 +138,8 @@ class _Integer:
         kernel = kernel_of(self.mod, self.value)
         if kernel is None:
             move = _MOVEMENT[ir.op_name(self.value)]
-            return {self.var: move(self.value, [_argument(self.value.args[0], env)])}
+            tensors = self.value.args[: 2 if move is _take else 1]
+            return {self.var: move(self.value, [_argument(arg, env) for arg in tensors])}
         args = [_argument(arg, env) for arg in self.value.args[1].fields]
         extra = len(extra_constants(kernel.name, kernel.params, kernel.args))
         result = ORACLE[kernel.name](kernel.params, *args[: len(args) - extra], kernel.out.dtype)
@@ -178,7 +179,7 @@ def _slice(call: tvm.ir.Call, args: list[Array]) -> Array:
 
 def _take(call: tvm.ir.Call, args: list[Array]) -> Array:
     axis = None if call.attrs.axis is None else int(call.attrs.axis)
-    return np.take(args[0], call.args[1].value.numpy(), axis=axis)
+    return np.take(args[0], args[1], axis=axis, mode="clip" if str(call.attrs.mode) == "clip" else "wrap")
 
 
 def _permute(call: tvm.ir.Call, args: list[Array]) -> Array:

@@ -45,6 +45,7 @@ class Quantization:
     workers: int = 1
     cluster: str | None = None
     reduce_range: bool = False
+    group: int | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without the model, then import TVM."""
@@ -80,6 +81,7 @@ class Quantization:
         found = find_recipe(self.profile.recipe if self.recipe_name is None else self.recipe_name)
         return replace(
             with_rules(found, self.rules),
+            group=found.group if self.group is None else self.group,
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
             equalize=found.equalize or self.equalize,

@@ -12,6 +12,7 @@ from tvm.script import relax as R
 from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.kernels import build_kernel
+from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import ExpandWeights, stored_arguments
 from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.passes.quantize_weight_only import QuantizeWeightOnly
@@ -26,6 +27,10 @@ class Layer:
             y = R.add(a, R.const([3.0, 4.0], "float32"))
             R.output(y)
         return y
+
+
+def values(mod: IRModule) -> list[relax.Expr]:
+    return [value for _, value in ir.bindings(mod["main"])]
 
 
 def run(mod: IRModule, recipe: Recipe | None = None, smallest: int = 1) -> IRModule:
@@ -102,6 +107,19 @@ def test_expanding_gives_an_ordinary_float_module():
     assert_structural_equal(module, Expected)
     kept = tvm.transform.Sequential([ExpandWeights(grouped=False)])(after)
     assert len(stored_arguments(kept)) == 1
+
+
+def test_layers_that_share_a_weight_share_it_stored():
+    """As every step of an unrolled cell does."""
+    weight = relax.const(np.random.default_rng(0).normal(size=(8, 8)).astype("float32"))
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", R.Tensor((2, 8), "float32"))
+    with builder.function("main", [x]):
+        first = builder.emit(relax.op.matmul(x, weight), "first")
+        builder.emit_func_output(builder.emit(relax.op.matmul(first, weight), "second"))
+    after = run(builder.get())
+    assert set(stored_arguments(after)) == {("first", 1), ("second", 1)}
+    assert sum(name == "relax.call_tir" for name in map(ir.op_name, values(after))) == 1
 
 
 def test_small_weights_stay_float():

@@ -75,8 +75,8 @@ class Choice:
 class Recipe:
     """A scheme for the whole model, rules for parts of it, and how accuracy is won back.
 
-    Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; ``fp16`` and
-    ``dynamic`` layers compute in float beside integer ones, as ``float`` layers do.
+    Schemes may be mixed: where int8 and int16x8 layers meet, tensors are requantized; layers of all others
+    compute in float beside integer ones, as ``float`` layers do.
     ``adaptive_rounding``: weights are rounded so that their errors compensate, ``correct_bias``: biases make
     up for the mean error of a layer, ``equalize``: channels of a tensor are brought to about equal range
     by factors moved between layers, ``smooth``: spread of channels moves from activations into weights
