@@ -175,9 +175,12 @@ class Fusion:
 def obstacle(kind: str, value: relax.Expr) -> str:
     """Why this instance of a known kind has no integer kernel; empty if it has one."""
     check = _OBSTACLES.get(kind)
-    if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
+    reason = check(value) if check else ""
+    if not reason and any(
+        str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)
+    ):
         return "it is not computed in float32"
-    return check(value) if check else ""
+    return reason
 
 
 def no_kernel(name: str) -> str:

@@ -207,7 +207,8 @@ def batch_norm(b: Builder, x: Expr, _: Expr) -> Expr:
 
 def embedding(b: Builder, x: Expr, _: Expr) -> Expr:
     """Rows of a matrix by numbers that are computed."""
-    index = b.emit(op.astype(b.emit(op.clip(x, 0, 39)), "int32"))
+    inside = b.block.emit(op.clip(x, 0, 39), f"{b.key}_inside_before")
+    index = b.block.emit(op.astype(inside, "int32"), f"{b.key}_index_before")
     return op.take(b.normal(40, 32), index, 0)
 
 

@@ -139,3 +139,15 @@ def module_of_exp() -> IRModule:
             out = bb.emit_output(op.exp(x))
         bb.emit_func_output(out)
     return bb.get()
+
+
+def test_integers_looked_up_by_computed_indices():
+    codes = np.arange(-60, 60, dtype="int8").reshape(12, 10)
+    bb, index = relax.BlockBuilder(), relax.Var("index", relax.TensorType((2, 3), "int32"))
+    with bb.function("main", [index]):
+        with bb.dataflow():
+            rows = bb.emit(op.take(ir.const(codes), index, 0))
+            out = bb.emit_output(op.astype(rows, "float32"))
+        bb.emit_func_output(out)
+    at = np.array([[0, 3, 11], [11, 7, 0]], "int32")
+    np.testing.assert_array_equal(simulate(bb.get(), at)[0], codes[at].astype("float32"))

@@ -122,7 +122,7 @@ def _reduced(
         index = [axes[a] if a in axes else next(kept) for a in range(rank)]
         return reduce(read(x(*index)), axis=list(axes.values()))
 
-    return te.compute(out.shape, total, name="sum")
+    return te.compute(out.shape, total, name="reduced")
 
 
 def _axes(p: Params) -> tuple[tirx.IterVar, tirx.IterVar]:
