@@ -1,4 +1,4 @@
-"""What happens to sums that become int16: rescaled by ``x86_rescale16.Rescaling``, or rounded as bytes are."""
+"""What happens to sums that become int16: rescaled by ``x86_rescale16.Rescaling``, or as bytes are."""
 
 from __future__ import annotations
 

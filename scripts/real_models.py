@@ -95,7 +95,8 @@ class RealModel:
 
     ``label_offset`` is added to a label to give the output's index; ``labels`` are those of the outputs,
     where they are in another order. ``max_drop`` in points (None: report only), ``drops`` those of recipes
-    with a limit of their own. ``max_extra`` in bytes: code and manifest beside the weights. ``islands`` are the float operators that are known and named.
+    with a limit of their own. ``max_extra`` in bytes: code and manifest beside the weights. ``islands`` are
+    the float operators that are known and named.
     ``tflite`` is the same net in int8 by TFLite's converter.
     """
 
