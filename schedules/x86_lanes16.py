@@ -91,23 +91,41 @@ class Lanes:
     def _multiplied(self, x: Value, multiplier: Sequence[int]) -> Value:
         """``fixed_point.multiply``; the shift behind is done in int32 where that holds its sum."""
         fixed, exponent = multiplier
-        value, bound = x.lanes, x.bound
-        if exponent > 0:
-            value, bound = T.shift_left(value, self._i32(exponent)), min(bound << exponent, INT32)
-        wide = self._cast("int64", value) * self._i64(fixed) + self._i64(1 << 30)
-        wide, bound = T.shift_right(wide, self._i64(31)), min(bound * abs(fixed) // INT32 + 1, INT32)
-        down = max(-exponent, 0)
+        up, down = max(exponent, 0), max(-exponent, 0)
         half = (1 << down) >> 1
+        bound = min(min(x.bound << up, INT32) * abs(fixed) // INT32 + 1, INT32)
+        if x.bound <= WORD and fixed >= 0 and up <= ADD_BITS:
+            return self._divided(self._short(x.lanes, fixed, up), bound, down)
+        wide = self._wide(x.lanes, fixed, up)
         if bound + half < INT32:
-            narrow = self.kept(self._cast("int32", wide))
-            if down:
-                rounded = narrow + (self._i32(half) + T.shift_right(narrow, self._i32(31)))
-                narrow = T.shift_right(rounded, self._i32(down))
-        else:
-            wide = self.kept(wide, "int64")
-            rounded = wide + (self._i64(half) + T.shift_right(wide, self._i64(63)))
-            narrow = self._cast("int32", T.shift_right(rounded, self._i64(down)) if down else wide)
-        return Value(narrow, (bound >> down) + 1)
+            return self._divided(self._cast("int32", wide), bound, down)
+        wide = self.kept(wide, "int64")
+        rounded = wide + (self._i64(half) + T.shift_right(wide, self._i64(63)))
+        return Value(self._cast("int32", T.shift_right(rounded, self._i64(down))), (bound >> down) + 1)
+
+    def _short(self, x: Expr, fixed: int, up: int) -> Expr:
+        """``_wide`` of int16 in int32: ``fixed`` in halves, of which the lower only carries."""
+        x = self.kept(x)
+        high, low = x * self._i32(fixed >> 16), x * self._i32(fixed & 0xFFFF)
+        if up == ADD_BITS:
+            return high + T.shift_right(low + self._i32(1 << 15), self._i32(16))
+        carried = high + T.shift_right(low, self._i32(16)) + self._i32(1 << (14 - up))
+        return T.shift_right(carried, self._i32(15 - up))
+
+    def _wide(self, x: Expr, fixed: int, up: int) -> Expr:
+        """``x << up``, as int32, times ``fixed`` by 2 ** 31, half up, in int64."""
+        shifted = T.shift_left(x, self._i32(up)) if up else x
+        return T.shift_right(
+            self._cast("int64", shifted) * self._i64(fixed) + self._i64(1 << 30), self._i64(31)
+        )
+
+    def _divided(self, x: Expr, bound: int, down: int) -> Value:
+        """By 2 ** ``down``, half away from zero, where no sum leaves int32."""
+        if not down:
+            return Value(x, bound)
+        x = self.kept(x)
+        rounded = x + (self._i32((1 << down) >> 1) + T.shift_right(x, self._i32(31)))
+        return Value(T.shift_right(rounded, self._i32(down)), (bound >> down) + 1)
 
     def _clipped(self, x: Value, p: Params) -> Value:
         zero = int(p["out_zp"])
