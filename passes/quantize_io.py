@@ -27,8 +27,9 @@ class QuantizeIO:
 
     In: a QDQ module with float inputs and outputs. Out: with ``mode`` int8, uint8 or int16 every input that
     is only quantized (possibly after a transposition) and every output that is only dequantized has that
-    dtype; their parameters stand in the attribute ``qplugin.io_params``. ``mode="float"`` changes nothing.
-    RecipeError where the module's integers are of another width than ``mode``.
+    dtype, or int16 where the model computes it in that (the states of cells of int8 models); their parameters
+    stand in the attribute ``qplugin.io_params``. ``mode="float"`` changes nothing. RecipeError where no
+    integers of the module's ends are of the width of ``mode``.
     """
 
     mode: str = "float"
@@ -45,7 +46,7 @@ class QuantizeIO:
         func = ir.main_function(mod)
         inputs = {param: params for param in func.params if (params := _input_params(func, param))}
         self._check([*inputs.values(), *_output_grids(func)])
-        typed = [self._typed(param) if param in inputs else param for param in func.params]
+        typed = [self._typed(param, inputs.get(param)) for param in func.params]
         env: dict[relax.Var, relax.Expr] = dict(zip(func.params, typed, strict=True))
         with ir.Emitter(mod, typed) as out:
             for var, value in ir.bindings(func):
@@ -60,15 +61,18 @@ class QuantizeIO:
 
     def _check(self, grids: Sequence[QuantParams | None]) -> None:
         found = {grid.dtype for grid in grids if grid is not None}
-        if any(stored(QuantParams.of(1.0, 0, dtype), self.mode).dtype != self.mode for dtype in found):
+        fitting = [stored(QuantParams.of(1.0, 0, dtype), self.mode).dtype == self.mode for dtype in found]
+        if found and not any(fitting):
             other = "int16" if "int16" in found else "int8"
             raise RecipeError(
                 f"io={self.mode!r} was asked for, but the model computes in {' and '.join(sorted(found))}: "
                 f"use io='float' or io={other!r}"
             )
 
-    def _typed(self, param: relax.Var) -> relax.Var:
-        return relax.Var(param.name, relax.TensorType(ir.spec_of(param).shape, self.mode))
+    def _typed(self, param: relax.Var, grid: QuantParams | None) -> relax.Var:
+        if grid is None:
+            return param
+        return relax.Var(param.name, relax.TensorType(ir.spec_of(param).shape, stored(grid, self.mode).dtype))
 
     def _rewrite(
         self,
@@ -81,7 +85,7 @@ class QuantizeIO:
         if isinstance(value, relax.Var | relax.Tuple):
             return ir.substitute(value, env)
         new = ir.retyped(value, env)
-        if ir.op_name(value) == "relax.quantize" and str(new.args[0].ty.dtype) == self.mode:
+        if ir.op_name(value) == "relax.quantize" and str(new.args[0].ty.dtype) != "float32":
             return new.args[0]
         if ir.op_name(value) == "relax.dequantize" and str(new.args[0].ty.dtype) != str(
             value.args[0].ty.dtype

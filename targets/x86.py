@@ -15,6 +15,7 @@ X86_RULES = (
     f"{_SCHEDULES}x86_pool:rule",
     f"{_SCHEDULES}x86_average:rule",
     f"{_SCHEDULES}x86_add:rule",
+    f"{_SCHEDULES}x86_chain:rule",
     *PORTABLE_RULES,
 )
 X86_TUNABLES = tuple(f"{_SCHEDULES}x86_tunable:{name}" for name in ("depthwise", "conv", "dense"))

@@ -129,13 +129,15 @@ def describe_module(module: IRModule, profile: TargetProfile) -> Manifest:
 
     from tvm_qplugin.builder import describe
     from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
+    from tvm_qplugin.passes.fuse_chains import FuseChains
     from tvm_qplugin.passes.fuse_residual import FuseResidual
     from tvm_qplugin.passes.lower_integer import LowerInteger
-    from tvm_qplugin.targets import fusions_of, tvm_target
+    from tvm_qplugin.targets import fusions_of, rules_of, tvm_target
 
     passes = [ExpandWeights(), LowerInteger(profile.storage)]
     if profile.tvm:
-        passes.append(FuseResidual(fusions_of(profile), tvm_target(profile)))
+        device = tvm_target(profile)
+        passes += [FuseResidual(fusions_of(profile), device), FuseChains(rules_of(profile), device)]
     manifest = describe(module, tvm.transform.Sequential(passes)(module), profile)
     return replace(manifest, operators=_stored(module, manifest, scheme_of(module)))
 

@@ -18,6 +18,7 @@ from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
+from tvm_qplugin.passes.fuse_chains import FuseChains
 from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.fuse_residual import FuseResidual
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
@@ -99,6 +100,7 @@ def lower_passes(
     """
     return [
         *kernel_passes(mod, profile, target),
+        FuseChains(rules_of(profile), target),
         SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
         legalize_ops(),
         relax.transform.AnnotateTIROpPattern(),

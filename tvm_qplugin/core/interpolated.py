@@ -57,13 +57,19 @@ def tanh(x: Array, scale: float) -> Array:
 
 def _neighbours(x: Array, scale: float, bits: int) -> tuple[Array, Array, Array, Array]:
     """The input in 1 / 12288 of a unit, the table's entries around its magnitude, the position between."""
-    real, shift = float(np.float32(scale)) * 3 * 4096, 0
-    while real <= 32767 / 2 and shift <= 30:
-        real, shift = 2 * real, shift + 1
-    distance = (x.astype("int64") * int(real) + ((1 << shift) >> 1)) >> shift
+    factor, shift = distance_factor(scale)
+    distance = (x.astype("int64") * factor + ((1 << shift) >> 1)) >> shift
     size, table = np.abs(distance), sigmoid_table()
     index = np.minimum(size >> bits, 254)
     return distance, table[index], table[index + 1], size & ((1 << bits) - 1)
+
+
+def distance_factor(scale: float) -> tuple[int, int]:
+    """What codes on ``scale`` are multiplied and shifted by to count 1 / 12288 of a unit."""
+    real, shift = float(np.float32(scale)) * 3 * 4096, 0
+    while real <= 32767 / 2 and shift <= 30:
+        real, shift = 2 * real, shift + 1
+    return int(real), shift
 
 
 def interpolation_table(

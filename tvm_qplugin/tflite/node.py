@@ -138,6 +138,14 @@ class Node:
             x = made
         return x
 
+    def check_width(self, x: Value, what: str) -> None:
+        """ModelError for a layer from int8 to int16."""
+        if (x.spec.dtype == "int16") != self.wide:
+            raise self.refuse(
+                f"TFLite has no {what} from {x.spec.dtype} to {self.out.dtype}, as recurrent cells of int8 "
+                "models have: use recipe int16x8 or dynamic"
+            )
+
     def refuse(self, reason: str) -> ModelError:
         """The error for what has no TFLite operator."""
         return ModelError(f"{self.name} cannot be exported to .tflite: {reason}")

@@ -32,6 +32,7 @@ def conv2d(node: Node) -> Value:
         "dilationHFactor": p["dilation"][0],
         "dilationWFactor": p["dilation"][1],
     }
+    node.check_width(x, "convolution")
     depthwise = weight.shape[3] == 1 and p["groups"] == x.spec.shape[3] and p["groups"] > 1
     x, padding = _padded(node, x, weight.shape[1:3], p["dilation"])
     fields["padding"] = node.writer.enum("Padding", padding)
@@ -47,11 +48,7 @@ def conv2d(node: Node) -> Value:
 def dense(node: Node) -> Value:
     """FULLY_CONNECTED over the last axis."""
     x = node.value(0)
-    if (x.spec.dtype == "int16") != node.wide:
-        raise node.refuse(
-            f"TFLite has no dense layer from {x.spec.dtype} to {node.out.dtype}, as recurrent cells of int8 "
-            "models have: use recipe int16x8 or dynamic"
-        )
+    node.check_width(x, "dense layer")
     inputs = [x, *node.parameters(x, 0, node.array(1))]
     version = PER_CHANNEL_DENSE if node.per_channel else None
     keep = len(node.out.shape) != 2
