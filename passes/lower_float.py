@@ -100,7 +100,7 @@ def _report(func: relax.Function, layers: Mapping[relax.Var, FloatLayer], dynami
     for layer in layers.values():
         if layer.halves:
             size = sum(array.nbytes for array in _constants(layer) if array.dtype == "float16")
-            reason = "computed in float32, stored as float16"
+            reason = f"computed in {ir.spec_of(layer.members[-1]).dtype}, stored as float16"
             known[layer.members[0].name] = {"kernel": layer.kernel, "weight_bytes": size, "reason": reason}
     entries = [{**entry, **known.get(entry["variable"], {})} for entry in json.loads(str(text))]
     return {REPORT: json.dumps(entries)}

@@ -134,10 +134,10 @@ class Fusion:
         return found
 
 
-def obstacle(kind: str, value: relax.Expr) -> str:
+def obstacle(kind: str, value: relax.Expr, dtypes: tuple[str, ...] = ("float32",)) -> str:
     """Why this instance of a known kind has no integer kernel; empty if it has one."""
     check = _OBSTACLES.get(kind)
-    if any(str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
+    if any(str(v.ty.dtype) not in dtypes for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)):
         return "it is not computed in float32"
     return check(value) if check else ""
 

@@ -17,6 +17,7 @@ from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
+from tvm_qplugin.passes.compute_float16 import ComputeFloat16
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.fuse_residual import FuseResidual
@@ -79,9 +80,11 @@ def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Targ
         for key, found in stored_arguments(ir.main_function(mod)).items()
         if dynamic or found.grid is None
     }
+    half = [ComputeFloat16()] if profile.float16 and scheme_of(mod) == "fp16" else []
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
+        *half,
         LowerFloat(stored, rules_of(profile), target),
         FuseResidual(fusions_of(profile), target),
         PadProducers(halos_of(profile), target),
