@@ -46,9 +46,9 @@ def quantize(
     """Quantize a trained model; the result is a QDQ module for ``build``, ``simulate`` or TVM itself.
 
     With ``recipe="fp16"`` constants become float16, with ``"dynamic"`` weights become int8 and activations
-    are quantized at run time. ``build`` computes the former in float32 with the constants expanded, and so
-    the latter's layers where the target has no kernel for them. They need no ``calibration``; if some is
-    given it is not looked at.
+    are quantized at run time. ``build`` computes the former in float32 unless the target has float16
+    arithmetic, and expands the latter's layers where the target has no kernel for them. They need no
+    ``calibration``, and look at it only where accuracy shall be won back.
 
     ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
