@@ -16,6 +16,7 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import Stored
 from tvm_qplugin.passes.op_kinds import KINDS, Fusion, bias_of, obstacle
 
+FLOATS = ("float32", "float16")
 Bounds = tuple[float | None, float | None]
 
 
@@ -55,7 +56,9 @@ def layers_of(
     found = {}
     for var, value in ir.bindings(func):
         kind = KINDS.get(ir.op_name(value), "")
-        if kind in ("conv2d", "dense") and str(value.ty.dtype) == "float32" and not obstacle(kind, value):
+        if kind not in ("conv2d", "dense") or obstacle(kind, value, FLOATS):
+            continue
+        if str(value.ty.dtype) in FLOATS:
             members = fusion.members(var, kind)
             values = [fusion.defined[member] for member in members]
             found[members[-1]] = _layer(members, values, stored or {})
@@ -77,12 +80,19 @@ def _layer(
         if ir.op_name(value) == "relax.add":
             found = bias_of(members[0], value)
             bias = bias if found is None else found
-            halves |= {2} if any((member.name, i) in stored for i in (0, 1)) else set()
+            halves |= (
+                {2} if any((member.name, i) in stored or _is_half(value.args[i]) for i in (0, 1)) else set()
+            )
         else:
             params |= dict(zip(("lo", "hi"), bounds_of(value), strict=True))
     kernel = "fconv2d" if conv else "fdense"
     grid, grouped = weight.grid, weight.grouped
     return FloatLayer(tuple(members), head, kernel, params, array, bias, grid, frozenset(halves), grouped)
+
+
+def _is_half(arg: relax.Expr) -> bool:
+    array = ir.const_value(arg)
+    return array is not None and array.dtype == "float16"
 
 
 def bounds_of(value: Call) -> Bounds:

@@ -149,7 +149,8 @@ def _storage(layer: FloatLayer) -> tuple[str, Sequence[Array]]:
     if layer.grouped is not None:
         return f"computed in float32 with a weight of int{layer.grouped.bits}", layer.grouped.arrays
     halves = [array for array in _constants(layer) if array.dtype == "float16"]
-    return "computed in float32, stored as float16" if halves else "", halves
+    dtype = ir.spec_of(layer.members[-1]).dtype
+    return f"computed in {dtype}, stored as float16" if halves else "", halves
 
 
 def _constants(layer: FloatLayer) -> list[Array]:

@@ -172,13 +172,12 @@ class Fusion:
         return found
 
 
-def obstacle(kind: str, value: relax.Expr) -> str:
+def obstacle(kind: str, value: relax.Expr, dtypes: tuple[str, ...] = ("float32",)) -> str:
     """Why this instance of a known kind has no integer kernel; empty if it has one."""
     check = _OBSTACLES.get(kind)
     reason = check(value) if check else ""
-    if not reason and any(
-        str(v.ty.dtype) != "float32" for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)
-    ):
+    types = [v.ty for v in ir.variables(value) if isinstance(v.ty, relax.TensorType)]
+    if not reason and any(str(ty.dtype) not in dtypes for ty in types):
         return "it is not computed in float32"
     return reason
 

@@ -40,7 +40,11 @@ def rule(call: KernelCall, target: Target) -> Implementation | None:
     if call.name not in NAMES or halo or any(i not in call.constants for i in needed):
         return None
     width = vector_bytes(target)
-    tile = plan(call, width // 4, 32 if width == 64 or "x86" not in architecture(target) else 16)
+    tile = plan(
+        call,
+        width // (2 if call.out.dtype == "float16" else 4),
+        32 if width == 64 or "x86" not in architecture(target) else 16,
+    )
     if tile is None:
         return None
     constants = packed(call, tile)
@@ -59,21 +63,24 @@ def _define(call: KernelCall, tile: Plan, constants: Sequence[Array], native: bo
     x = te.placeholder(call.args[0].shape, call.args[0].dtype, name="x")
     packs = [te.placeholder(c.shape, str(c.dtype), name=n) for c, n in zip(constants, "wbm", strict=False)]
     make = _dense if call.name in DENSE else _conv
-    acc = make(call, tile, x, packs[0], (lambda w: single(w, native)) if _single(call) else wide)
+    widened = _float(call, native) or wide
+    acc = make(call, tile, x, packs[0], widened)
     bias, factor = packs[1], packs[2] if len(packs) > 2 else None
 
     def element(*i: Expr) -> Expr:
         total = acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes)
         if factor is None:
-            return bounded(call.params, total + single(bias[i[-1]], native))
+            return bounded(call.params, total + widened(bias[i[-1]]))
         return finish(total + bias[i[-1]], factor[i[-1]], call.params, call.out.dtype)
 
     return te.create_prim_func([x, *packs, te.compute(call.out.shape, element, name="out")])
 
 
-def _single(call: KernelCall) -> bool:
-    """Whether it is computed in float32."""
-    return call.out.dtype == "float32"
+def _float(call: KernelCall, native: bool) -> Wider | None:
+    """How operands become what is computed in, float32 or float16; None for integers."""
+    if call.out.dtype == "float16":
+        return lambda value: value.astype("float16")
+    return (lambda value: single(value, native)) if call.out.dtype == "float32" else None
 
 
 def _dense(call: KernelCall, tile: Plan, x: te.Tensor, w: te.Tensor, wider: Wider) -> te.Tensor:
@@ -115,7 +122,7 @@ def _padded(call: KernelCall, tile: Plan, x: te.Tensor, blocks_out: int) -> te.T
     channels = blocks_out * tile.lanes - c if tile.depthwise else 0
     if not (top or left or bottom or right or channels):
         return x
-    value = 0 if _single(call) else p["in_zp"]
+    value = 0 if call.out.dtype.startswith("float") else p["in_zp"]
     return pad(x, (0, 0, top, bottom, left, right, 0, channels), value)
 
 

@@ -59,7 +59,7 @@ def packed(call: KernelCall, tile: Plan) -> list[Array] | None:
     """
     constants: Mapping[int, Array] = call.constants
     weight, bias = constants[1], constants[2]
-    if call.out.dtype != "float32":
+    if not call.out.dtype.startswith("float"):
         total = weight.astype("int64").reshape(weight.shape[0], -1).sum(1)
         folded = bias.astype("int64") - int(call.params["in_zp"]) * total
         if np.abs(folded).max() >= 2**31:

@@ -259,7 +259,7 @@ ARTIFACTS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
     ("truncated code", "a/model.so", lambda content: content[:1000], "model.so was altered"),
     ("truncated manifest", "a/manifest.json", lambda content: content[:500], "not JSON"),
     ("empty manifest", "a/manifest.json", lambda content: b"{}", "manifest.json"),
-    ("future", "a/manifest.json", lambda c: c.replace(b'"format": 3', b'"format": 99'), "format 99"),
+    ("future", "a/manifest.json", lambda c: c.replace(b'"format":3', b'"format":99'), "format 99"),
 ]
 
 

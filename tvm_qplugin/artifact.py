@@ -27,7 +27,9 @@ from tvm_qplugin.measure import Measurement
 from tvm_qplugin.store import LIBRARY, digest, read_manifest, verify, write
 
 LINK_OPTIONS = ["-O2", "-s", "-Wl,-O1,--gc-sections,--build-id=none,-z,noseparate-code"]
-SIMD = ("avx", "avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
+SIMD = (
+    "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx512fp16"
+)  # fmt: skip
 Inputs = Sequence[Any] | Mapping[str, Any]
 
 

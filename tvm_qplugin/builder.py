@@ -137,9 +137,10 @@ def build(
 ) -> Artifact:
     """Compile a QDQ (or canonical float) module for a target and link it.
 
-    A module of the scheme ``fp16`` computes in float32, with its constants expanded; so do those layers of
-    the scheme ``dynamic`` for which ``target`` has no kernel that quantizes its input at run time. Dense layers
-    of ``weight_int8`` and ``weight_int4`` compute in float32 from the weights as they are stored.
+    A module of the scheme ``fp16`` computes in float32 from weights stored as float16, or in float16 where
+    the profile says ``float16``. Layers of the scheme ``dynamic`` for which ``target`` has no kernel that
+    quantizes its input at run time are expanded to float32. Dense layers of ``weight_int8`` and
+    ``weight_int4`` compute in float32 from the weights as they are stored.
 
     ``cache``: where compiled kernels are kept for the next build, by default the user's folder
     (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one

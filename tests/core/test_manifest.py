@@ -107,3 +107,22 @@ def test_what_is_refused(path, value, message):
 def test_not_a_manifest(text):
     with pytest.raises(ArtifactError, match="the manifest is not"):
         Manifest.loads(text)
+
+
+def test_names_of_fields_stand_once_in_the_file():
+    text = MANIFEST.dumps()
+    assert text.count('"weight_bytes"') == 1
+    assert json.loads(text)["operators"]["rows"][1][:3] == ["gelu", "gelu", None]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"columns": ["name"]}, "operators: expected columns and rows"),
+        ({"columns": ["name"], "rows": [["a", "b"]]}, r"operators.rows: expected lists of 1 values"),
+        ({"columns": ["name"], "rows": [["a"]]}, r"manifest.operators\[0\]: missing field"),
+    ],
+)
+def test_tables_that_are_refused(table, message):
+    with pytest.raises(ArtifactError, match=message):
+        Manifest.loads(json.dumps({**MANIFEST.to_json(), "operators": table}))

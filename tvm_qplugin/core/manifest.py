@@ -16,6 +16,8 @@ from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.qparams import QuantParams
 
 FORMAT = 3
+TABLES = ("operators", "calls")
+"""Lists of objects that the file holds as tables, so that no name of a field stands there twice."""
 
 T = TypeVar("T")
 
@@ -117,8 +119,13 @@ class Manifest:
         return _dataclass(cls, {k: v for k, v in data.items() if k != "format"}, "manifest")
 
     def dumps(self) -> str:
-        """The text of ``manifest.json``. NaN and infinity raise ValueError."""
-        entries = (f"{json.dumps(key)}: {_rows(value)}" for key, value in self.to_json().items())
+        """The text of ``manifest.json``. NaN and infinity raise ValueError.
+
+        It differs from ``to_json`` in ``TABLES``: ``{"columns": names, "rows": lists of values}``.
+        """
+        data = self.to_json()
+        data |= {name: _table(data[name]) for name in TABLES if data[name]}
+        entries = (f"{_dumps(key)}:{_rows(value)}" for key, value in data.items())
         return "{\n" + ",\n".join(entries) + "\n}\n"
 
     @classmethod
@@ -128,17 +135,38 @@ class Manifest:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ArtifactError(f"the manifest is not JSON ({error}): save the artifact again") from None
+        if isinstance(data, dict):
+            data |= {name: _objects(data[name], name) for name in TABLES if isinstance(data.get(name), dict)}
         return cls.from_json(data)
 
 
+def _table(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Objects with equal keys, of which each stands once."""
+    return {"columns": list(objects[0]), "rows": [list(item.values()) for item in objects]}
+
+
+def _objects(table: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """The inverse of ``_table``."""
+    columns, rows = table.get("columns"), table.get("rows")
+    if not isinstance(columns, list) or not isinstance(rows, list):
+        raise _wrong(where, "columns and rows", table)
+    if odd := [row for row in rows if not isinstance(row, list) or len(row) != len(columns)]:
+        raise _wrong(f"{where}.rows", f"lists of {len(columns)} values", odd[0])
+    return [dict(zip(map(str, columns), row, strict=True)) for row in rows]
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
 def _rows(value: Any) -> str:
-    """JSON with one line for each entry of a list or object."""
+    """JSON with one line for each entry of a list or object, and for each row of a table."""
     if isinstance(value, dict) and value:
-        rows = (f"{json.dumps(key)}: {json.dumps(item, allow_nan=False)}" for key, item in value.items())
-        return "{\n " + ",\n ".join(rows) + "\n}"
+        inner = [f"{_dumps(k)}:{_rows(v) if k == 'rows' else _dumps(v)}" for k, v in value.items()]
+        return "{\n" + ",\n".join(inner) + "\n}"
     if isinstance(value, list) and value:
-        return "[\n " + ",\n ".join(json.dumps(item, allow_nan=False) for item in value) + "\n]"
-    return json.dumps(value, allow_nan=False)
+        return "[\n" + ",\n".join(map(_dumps, value)) + "\n]"
+    return _dumps(value)
 
 
 def _dataclass(kind: type[T], data: Any, where: str) -> T:

@@ -36,7 +36,8 @@ class TargetProfile:
     ``float_passes`` rewrite a float module before calibration, ``quantized_passes`` a QDQ module
     (``module:class``, made without arguments); applied twice they change no more than applied once.
     ``fusions`` (``module:function``) tell which pairs of kernels the rules have as one, ``halos`` which
-    kernels may have padding around the tensors that they read and write.
+    kernels may have padding around the tensors that they read and write. ``float16``: whether the device
+    has float16 arithmetic, in which models of the scheme ``fp16`` are then computed.
     """
 
     name: str
@@ -55,6 +56,7 @@ class TargetProfile:
     quantized_passes: tuple[str, ...] = ()
     fusions: tuple[str, ...] = ()
     halos: tuple[str, ...] = ()
+    float16: bool = False
     capabilities: tuple[OpCapability, ...] = field(
         default_factory=lambda: tuple(OpCapability(kind) for kind in sorted(INT8_KINDS))
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm import te, tirx
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.kernels.arith import Expr, f32, finish, single
+from tvm_qplugin.kernels.arith import Expr, finish
 from tvm_qplugin.kernels.elementwise import qadd
 from tvm_qplugin.kernels.movement import padded
 
@@ -30,19 +30,22 @@ def qconv2d_add(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.T
 
 
 def fconv2d(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """Float convolution, bias and clamp."""
+    """Float convolution, bias and clamp, all in the dtype of the output."""
     x, w, bias = inputs
-    acc = accumulate(p, padded(x, p["padding"], 0), w, out, "float32", 0)
-    return te.compute(
-        out.shape, lambda n, h, v, o: bounded(p, acc[n, h, v, o] + single(bias[o])), name="bias"
-    )
+    acc = accumulate(p, padded(x, p["padding"], 0), w, out, out.dtype, 0)
+
+    def element(n: Expr, h: Expr, v: Expr, o: Expr) -> Expr:
+        return bounded(p, acc[n, h, v, o] + bias[o].astype(out.dtype))
+
+    return te.compute(out.shape, element, name="bias")
 
 
 def bounded(p: Params, value: Expr) -> Expr:
     """``value`` clipped to ``lo`` and ``hi``, either of which may be None."""
+    dtype = str(value.ty.dtype)
     if p.get("hi") is not None:
-        value = tirx.min(value, f32(p["hi"]))
-    return tirx.max(value, f32(p["lo"])) if p.get("lo") is not None else value
+        value = tirx.min(value, tirx.const(p["hi"], dtype))
+    return tirx.max(value, tirx.const(p["lo"], dtype)) if p.get("lo") is not None else value
 
 
 def accumulate(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm import te
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
-from tvm_qplugin.kernels.arith import Expr, finish, single, wide
+from tvm_qplugin.kernels.arith import Expr, finish, wide
 from tvm_qplugin.kernels.conv import bounded
 
 
@@ -28,8 +28,12 @@ def qdense(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor
 
 
 def fdense(p: Params, inputs: Sequence[te.Tensor], out: TensorSpec) -> te.Tensor:
-    """Float dense layer, bias and clamp."""
+    """Float dense layer, bias and clamp, all in the dtype of the output."""
     x, w, bias = inputs
     k = te.reduce_axis((0, int(w.shape[1])), "k")
-    acc = te.compute(out.shape, lambda *i: te.sum(x(*i[:-1], k) * single(w[i[-1], k]), axis=k), name="dense")
-    return te.compute(out.shape, lambda *i: bounded(p, acc(*i) + single(bias[i[-1]])), name="bias")
+
+    def product(*i: Expr) -> Expr:
+        return te.sum(x(*i[:-1], k) * w[i[-1], k].astype(out.dtype), axis=k)
+
+    acc = te.compute(out.shape, product, name="dense")
+    return te.compute(out.shape, lambda *i: bounded(p, acc(*i) + bias[i[-1]].astype(out.dtype)), name="bias")
