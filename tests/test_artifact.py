@@ -248,8 +248,8 @@ def _edit(path: Path, *keys: str, value) -> None:
         (lambda d: _truncate(d / "manifest.json"), "manifest.json: the manifest is not JSON"),
         (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe\x00"), "manifest.json cannot be read"),
         (
-            lambda d: _edit(d / "manifest.json", "format", value=3),
-            "format 3, this tvm_qplugin reads format 2",
+            lambda d: _edit(d / "manifest.json", "format", value=99),
+            "format 99, this tvm_qplugin reads format 3",
         ),
         (lambda d: _edit(d / "manifest.json", "sha256", value={}), "no sha256 of model.so"),
         (lambda d: _edit(d / "manifest.json", "sha256", "../x", value="0"), "'../x' is not the name"),
