@@ -47,9 +47,9 @@ def quantize(
 
     With ``recipe="fp16"`` constants become float16, with ``"dynamic"`` weights become int8 and activations
     are quantized at run time. ``build`` computes the former in float32 with the constants expanded, and so
-    the latter's layers where the target has no kernel for them. With ``"weight_int8"`` and ``"weight_int4"`` the
-    weights of dense layers alone become int8 or int4, and kernels that take float inputs unpack them. None of
-    these needs ``calibration``; if some is given it is not looked at.
+    the latter's layers where the target has no kernel for them. With ``"weight_int8"`` and ``"weight_int4"``
+    the weights of dense layers alone become int8 or int4, and kernels that take float inputs unpack them.
+    None of these needs ``calibration``; if some is given it is not looked at.
 
     ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
     already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,

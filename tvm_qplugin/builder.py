@@ -138,8 +138,8 @@ def build(
     """Compile a QDQ (or canonical float) module for a target and link it.
 
     A module of the scheme ``fp16`` computes in float32, with its constants expanded; so do those layers of
-    the scheme ``dynamic`` for which ``target`` has no kernel that quantizes its input at run time. Dense layers
-    of ``weight_int8`` and ``weight_int4`` compute in float32 from the weights as they are stored.
+    the scheme ``dynamic`` for which ``target`` has no kernel that quantizes its input at run time. Dense
+    layers of ``weight_int8`` and ``weight_int4`` compute in float32 from the weights as they are stored.
 
     ``cache``: where compiled kernels are kept for the next build, by default the user's folder
     (``TVM_QPLUGIN_CACHE``); False compiles all. ``jobs``: kernels that are compiled at a time, by default one
