@@ -132,7 +132,7 @@ def test_a_table_can_be_used_again(model: Path):
         ({"recipe": {"rules": [{"op": "conv9d"}]}}, RecipeError, "no kind of operator; use one of"),
         ({"recipe": {"rules": [{"op": 5}]}}, RecipeError, "no kind of operator"),
         ({"recipe": {"rules": [{"scope": "["}]}}, RecipeError, "not a regular expression"),
-        ({"recipe": {"scheme": "int3"}}, RecipeError, "use one of int8, int16x8, fp16, dynamic, float"),
+        ({"recipe": {"scheme": "int3"}}, RecipeError, "use one of int8, int16x8, fp16, dynamic, weight_int8"),
         ({"target": "vax"}, TargetError, "target 'vax' is unknown; use one of edgetpu"),
         ({"io": "int4"}, RecipeError, "expected one of float, int8, uint8"),
         ({"observer": "median"}, CalibrationError, "use one of .*min_max"),
