@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tvm
 from tvm.ir import IRModule
@@ -21,12 +21,17 @@ from tvm_qplugin.core.recipe import Recipe, find_recipe
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.quantize_io import QuantizeIO
 from tvm_qplugin.pipeline import is_quantized, rewritten
-from tvm_qplugin.quantizer import quantize_module
+from tvm_qplugin.quantizer import quantize_module, recipe_of_stored
 from tvm_qplugin.targets import find_profile
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+Model: TypeAlias = "str | os.PathLike[str] | IRModule | ExportedProgram"
 
 
 def quantize(
-    model: str | os.PathLike[str] | IRModule,
+    model: Model,
     *,
     recipe: str | Recipe | Mapping[str, Any] | None = None,
     target: str | TargetProfile = "host",
@@ -52,8 +57,9 @@ def quantize(
     that take float inputs unpack them. None of these needs ``calibration``, or looks at it unless accuracy
     shall be won back.
 
-    ``model``: an ONNX or ``.tflite`` file, or a Relax module with a function ``main``. One that is quantized
-    already (QDQ) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
+    ``model``: an ONNX, ``.tflite`` or ``.pt2`` file, a program of ``torch.export.export``, or a Relax module
+    with a function ``main``. One that is quantized already (QDQ, or a ``.tflite`` file of dynamic range or
+    float16) is only brought into canonical form and needs no ``calibration``. ``calibration``: samples,
     each an array, a sequence of arrays or ``{input name: array}``, or a ``CalibrationTable`` made before.
     "data-free", worse than a few samples, estimates ranges from the statistics of batch norms, for a model
     that still has them and takes inputs within ``input_range``; the attribute ``qplugin.data_free`` of
@@ -83,6 +89,8 @@ def quantize(
             shapes=shapes,
             statistics=isinstance(calibration, str),
         )
+        if recipe is None and calibration is None:
+            chosen = recipe_of_stored(module) or chosen
         if is_quantized(module):
             module = tvm.transform.Sequential([QuantizeIO(profile.io if io is None else io)])(module)
         else:
@@ -104,7 +112,7 @@ def quantize(
 
 
 def prepare(
-    model: str | os.PathLike[str] | IRModule,
+    model: Model,
     *,
     target: str | TargetProfile = "host",
     batch: int | None = None,
@@ -130,7 +138,7 @@ def recipe_of(module: IRModule) -> Recipe | None:
     return None if found is None else Recipe.from_json(found["recipe"])
 
 
-def describe_source(model: str | os.PathLike[str] | IRModule, recipe: Recipe) -> dict[str, Any]:
+def describe_source(model: Model, recipe: Recipe) -> dict[str, Any]:
     """What the manifest should know of where a module came from."""
     source: dict[str, Any] = {"recipe": recipe.to_json(), "model": "model"}
     if isinstance(model, str | os.PathLike):

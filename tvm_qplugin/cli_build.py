@@ -35,8 +35,8 @@ def build(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Directory that quantize wrote, or an ONNX file: a float one is compiled in float, one that "
-            "is quantized already (QDQ) to integer kernels.",
+            help="Directory that quantize wrote, or an ONNX, .pt2 or .tflite file: a float one is compiled "
+            "in float, one that is quantized already (QDQ) to integer kernels.",
             show_default=False,
         ),
     ],
@@ -146,7 +146,7 @@ def inspect(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Artifact, directory that quantize wrote, or ONNX file.",
+            help="Artifact, directory that quantize wrote, or ONNX, .pt2 or .tflite file.",
             show_default=False,
         ),
     ],

@@ -42,8 +42,8 @@ def check(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A .tflite file, or what can be made one: a directory that quantize wrote, or an ONNX file; "
-            "a float one is quantized with made-up samples for the prediction.",
+            help="A .tflite file, or what can be made one: a directory that quantize wrote, or an ONNX or "
+            ".pt2 file; a float one is quantized with made-up samples for the prediction.",
             show_default=False,
         ),
     ],

@@ -50,7 +50,8 @@ LAYERS, RECIPE = "layers.json", "recipe.json"
 
 def debug(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="ONNX file of the float model.", show_default=False)
+        Path,
+        typer.Argument(metavar="MODEL", help="The float model: an ONNX or .pt2 file.", show_default=False),
     ],
     calibration: Data = None,
     preprocess: Prepare = None,

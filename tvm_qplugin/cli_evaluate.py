@@ -48,7 +48,7 @@ def evaluate(
     reference: Annotated[
         Path | None,
         typer.Option(
-            help="ONNX file or artifact to compare with on the same samples, such as the float model.",
+            help="ONNX or .pt2 file or artifact to compare with on the same samples: the float model.",
             show_default=False,
         ),
     ] = None,

@@ -25,7 +25,7 @@ def export(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Directory that quantize wrote, or an ONNX file, in float or quantized already (QDQ).",
+            help="Directory that quantize wrote, or an ONNX or .pt2 file, float or quantized already (QDQ).",
             show_default=False,
         ),
     ],

@@ -145,13 +145,13 @@ def quantize(
     shape: Shapes = None,
     dump: Dump = None,
 ) -> Report:
-    """Quantize a trained ONNX model, to int8 unless --recipe says otherwise.
+    """Quantize a trained model (ONNX, .pt2 or .tflite), to int8 unless --recipe says otherwise.
 
     Runs some samples through the model to learn the range of every tensor, then writes the quantized
     model for [bold]build[/] and [bold]export[/]. No samples are needed by a model that is quantized already
-    (QDQ), by --recipe dynamic (int8 weights) unless accuracy shall be won back, by --recipe fp16 (float16
-    weights), and by --recipe weight_int8 and weight_int4 (weights of dense layers alone; they compute in
-    float).
+    (QDQ, or a .tflite file), by --recipe dynamic (int8 weights) unless accuracy shall be won back, by
+    --recipe fp16 (float16 weights), and by --recipe weight_int8 and weight_int4 (weights of dense layers
+    alone; they compute in float).
 
     Examples:
       tvm-qplugin quantize model.onnx --calibration samples.npz -o quantized
@@ -162,6 +162,7 @@ def quantize(
       tvm-qplugin quantize model.onnx --recipe dynamic -o quantized
       tvm-qplugin quantize model.onnx --recipe dynamic --correct-bias --calibration photos -o quantized
       tvm-qplugin quantize model.onnx --recipe weight_int4 --group 64 -o quantized
+      tvm-qplugin quantize model.pt2 --calibration samples.npz -o quantized
     """
     recovers = correct_bias or adaptive_rounding or equalize or smooth or accuracy is not None
     if calibration is not None and table is not None and not recovers:
@@ -265,13 +266,15 @@ def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
     from tvm_qplugin.best import attempts_of
+    from tvm_qplugin.quantizer import recipe_of_stored
 
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
-    stored = bool(work.recipe.storage)
+    recipe = work.recipe if work.recipe.storage else recipe_of_stored(module) or work.recipe
+    stored = bool(recipe.storage)
     data = {
         "output": str(output),
-        "recipe": work.recipe.to_json(),
+        "recipe": recipe.to_json(),
         "target": work.target,
         "samples": table.samples if table else 0,
         "data_free": work.data_free,
@@ -284,7 +287,7 @@ def _quantized_report(
         "next": _next(work.profile, work.recipe, quote(str(output))),
     }
     parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
-    if len(work.recipe.schemes) > 1:
+    if len(recipe.schemes) > 1:
         counts = ", ".join(f"{scheme} {count}" for scheme, count in report.schemes(manifest).items())
         parts.append(report.line(f"operators by scheme: {counts}"))
     if data["islands"] and not stored:

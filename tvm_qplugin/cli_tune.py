@@ -40,7 +40,7 @@ def tune(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="Directory that quantize wrote, or an ONNX file: a float one has its float kernels tuned.",
+            help="Directory that quantize wrote, or an ONNX or .pt2 file, whose float kernels are tuned.",
             show_default=False,
         ),
     ],

@@ -8,7 +8,12 @@ from typing import Annotated, Literal
 import typer
 
 Model = Annotated[
-    Path, typer.Argument(metavar="MODEL", help="ONNX file of the trained model.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="MODEL",
+        help="The trained model: an ONNX, .pt2 (torch.export) or .tflite file.",
+        show_default=False,
+    ),
 ]
 Data = Annotated[
     Path | None,

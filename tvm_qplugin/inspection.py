@@ -47,7 +47,8 @@ def kind_of(source: Path) -> str:
         )
     if not source.exists():
         raise ModelError(
-            f"{source} does not exist: give an ONNX file, or the directory of a quantized model or artifact"
+            f"{source} does not exist: give an ONNX, .pt2 or .tflite file, or the directory of a quantized "
+            "model or artifact"
         )
     return "onnx"
 

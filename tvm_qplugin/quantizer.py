@@ -34,6 +34,12 @@ UNSEEN = "qplugin.data_free"
 """Attribute of a quantized ``main`` whose ranges come from no data: a warning that says so."""
 
 
+def recipe_of_stored(module: IRModule) -> Recipe | None:
+    """The recipe of a module whose constants are stored small already (float16, dynamic range)."""
+    scheme = scheme_of(module)
+    return find_recipe(scheme) if scheme else None
+
+
 def quantize_module(
     module: IRModule,
     *,

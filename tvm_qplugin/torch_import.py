@@ -28,9 +28,10 @@ from tvm_qplugin.torch_ops import OPERATORS, Call
 from tvm_qplugin.torch_program import check_program, decomposed
 from tvm_qplugin.torch_quantized import QUANTIZED
 from tvm_qplugin.torch_recurrent import RECURRENT
+from tvm_qplugin.torch_windows import WINDOWS
 
 Expr = Any
-CONVERTERS = {**OPERATORS, **RECURRENT, **QUANTIZED}
+CONVERTERS = {**OPERATORS, **WINDOWS, **RECURRENT, **QUANTIZED}
 # What TVM converts into something else, or at random.
 REFUSED = {
     "grid_sampler_2d.default",

