@@ -12,6 +12,7 @@ from tvm.ir import IRModule
 from tvm.ir.transform import PassContext
 
 from tvm_qplugin.core.attrs import CALLS, INSTRUCTION, KERNEL, MERGED, PARAMS, TUNED, encode_params
+from tvm_qplugin.core.chain16 import CHAIN
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.kernel_calls import NamedCall, Operators, bytes_of, named_calls
 from tvm_qplugin.passes.merged_function import Step, merged_function
@@ -22,6 +23,9 @@ MACS = 3_000_000
 
 BYTES = 64 * 1024
 """Of the activations that a small kernel reads and writes."""
+
+PARTS = 4
+"""Of an operand that a chain reads, each of the size of its result: as many as an LSTM has gates."""
 
 KERNELS = 64
 """The most that one function runs: what they share between layers is compiled again for each."""
@@ -69,8 +73,17 @@ class MergeKernels:
             return False
         if len(call.results) > 1 or not all(isinstance(ty, relax.TensorType) for ty in types):
             return False
-        moved = sum(bytes_of(ty) for ty in (*types, *call.results))
-        return moved <= self.bytes and operators.macs(call.names) <= self.macs
+        return _moved(func, types, call.results) <= self.bytes and operators.macs(call.names) <= self.macs
+
+
+def _moved(
+    func: tirx.PrimFunc, operands: Sequence[relax.TensorType], results: Sequence[relax.TensorType]
+) -> int:
+    """Bytes of the activations; a chain reads parts of its operands, which may hold all steps of a cell."""
+    written = sum(map(bytes_of, results))
+    most = PARTS * written if str((func.attrs or {}).get(KERNEL)) == CHAIN else None
+    read = (bytes_of(ty) for ty in operands)
+    return written + sum(size if most is None else min(size, most) for size in read)
 
 
 @dataclass

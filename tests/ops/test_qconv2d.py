@@ -97,3 +97,15 @@ def test_with_an_addition(verify: Verify, codes: Codes, dtype: str, seed: int, s
     arrays = codes(seed, (1, 9, 8, 5), dtype), *constants(seed, (21, 3, 3, 5))
     shape = output_shape("qconv2d_add", params, [a.shape for a in arrays])
     verify("qconv2d_add", params, *arrays, codes(seed + 1, shape, dtype), dtype=dtype)
+
+
+@QUICK
+@given(DTYPES, SEEDS, st.sampled_from([1, 8, 21, 32]))
+def test_results_in_int16(
+    verify: Verify, verify_rule: Verify, codes: Codes, dtype: str, seed: int, o: int
+) -> None:
+    weight, bias, factor = constants(seed, (o, 3, 3, 4))
+    arrays = codes(seed, (1, 9, 8, 4), dtype), weight, bias, np.float32(300) * factor
+    params = {**window(dtype, seed), "out_zp": 0, "lo": -32768, "hi": 32767}
+    verify("qconv2d", params, *arrays, dtype="int16")
+    verify_rule(rule, "qconv2d", params, *arrays, dtype="int16")

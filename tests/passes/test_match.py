@@ -57,6 +57,12 @@ def test_convolution_with_float_bias_and_relu():
     np.testing.assert_array_equal(factor, [1, 2, 4])
 
 
+def test_a_convolution_of_int8_with_a_result_in_int16():
+    plan = plan_of(lambda bb, x, _: conv(bb, x), QuantParams.of(2.0**-8, 0, "int16"), "uint8")
+    assert plan is not None and (plan.kernel, plan.out.dtype) == ("qconv2d", "int16")
+    assert (plan.params["in_zp"], plan.params["out_zp"], plan.params["hi"]) == (131, 0, 32767)
+
+
 def test_unsigned_weights_around_128():
     values = np.uint8([128, 129, 127, 128, 255, 0]).reshape(3, 1, 1, 2)
     plan = plan_of(lambda bb, x, _: conv(bb, x, values, 128))

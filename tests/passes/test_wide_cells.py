@@ -17,7 +17,8 @@ from tvm.script import relax as R
 from tvm_qplugin.api import quantize
 from tvm_qplugin.artifact import Artifact
 from tvm_qplugin.builder import build, compile_function
-from tvm_qplugin.core.attrs import ANNOTATION, STEPS
+from tvm_qplugin.core.attrs import ANNOTATION, KERNEL, STEPS
+from tvm_qplugin.core.chain16 import CHAIN
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.exporter import export_tflite
@@ -26,9 +27,11 @@ from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_integer import LowerInteger
+from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.pipeline import lower_passes
 from tvm_qplugin.simulator import simulate
-from tvm_qplugin.targets import find_profile
+from tvm_qplugin.targets import find_profile, tvm_target
 
 Array = np.ndarray[Any, Any]
 NARROW = 16383.5 / 255
@@ -146,6 +149,23 @@ def test_steps_count_their_weights_once(recipe: str) -> None:
     _, artifact = made("LSTM", recipe)
     products = INPUTS * 4 * HIDDEN + HIDDEN * 4 * HIDDEN + HIDDEN * CLASSES
     assert artifact.manifest.sizes["weights"] == products
+
+
+def test_steps_merge_however_many_there_are() -> None:
+    """What a step reads of the products of all steps is small."""
+
+    def kernels(mod: IRModule) -> set[str]:
+        calls = [v for _, v in ir.bindings(mod["main"]) if ir.op_name(v) == "relax.call_tir"]
+        return {str((mod[call.args[0]].attrs or {}).get(KERNEL)) for call in calls}
+
+    quantized, _ = made("LSTM")
+    profile = find_profile("x86-64-v3")
+    with tvm_target(profile) as target:
+        passes = lower_passes(quantized, profile, target, merge=False)
+        lowered = tvm.transform.Sequential(passes)(quantized)
+    assert CHAIN in kernels(lowered)
+    assert 2 * TIME * 4 * HIDDEN > 300
+    assert CHAIN not in kernels(MergeKernels(bytes=300)(lowered))
 
 
 def test_only_cells_are_wide_and_only_for_cpus() -> None:
