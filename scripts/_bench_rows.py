@@ -20,6 +20,15 @@ BEST_INT8 = {"mobilenet_v1": 1.4, "mobilenet_v2": 1.5, "inception_v3": 1.05, "re
 LITERT_INT8 = {"mobilenet_v2_1.0_224": 1.0, **dict.fromkeys(SMALL, 1.0)}
 BEST_FLOAT = 3.3  # the best float peer / our int8, and
 SLOWEST_FLOAT = 1.25  # our float / the best float peer, of the networks in BEST_INT8
+SCHEMES = ("int16x8", "dynamic")  # what contestants compute in that are neither int8 nor float
+# LiteRT with our file / ours of the same scheme, and our int8 / our int16x8
+LITERT_SCHEMES = {
+    ("mobilenet_v1", "int16x8"): 45.0,
+    ("mobilenet_v2", "int16x8"): 45.0,
+    ("mobilenet_v2", "dynamic"): 3.0,
+    ("inception_v3", "dynamic"): 1.0,
+}
+INT8_TO_INT16X8 = {"mobilenet_v1": 1 / 2.2, "mobilenet_v2": 1 / 2.2}
 
 
 @dataclass(frozen=True)
@@ -48,9 +57,15 @@ class Result:
         return min(self.minima)
 
     @property
+    def scheme(self) -> str:
+        """What it computes in: "int8", "float" or one of ``SCHEMES``."""
+        last = self.contestant.split()[-1]
+        return last if last in ("float", *SCHEMES) else "int8"
+
+    @property
     def is_int8(self) -> bool:
-        """Whether it computes in integers."""
-        return not self.contestant.endswith(" float")
+        """Whether it computes in int8 altogether."""
+        return self.scheme == "int8"
 
     @property
     def is_ours(self) -> bool:
@@ -115,7 +130,7 @@ class Race:
 
     def best_float(self) -> Result | None:
         """The fastest float contestant that is not ours."""
-        peers = [result for result in self.results if not result.is_int8 and not result.is_ours]
+        peers = [result for result in self.results if result.scheme == "float" and not result.is_ours]
         return min(peers, key=lambda result: result.median, default=None)
 
     def missed(self) -> list[str]:
@@ -130,6 +145,10 @@ class Race:
         if self.model in BEST_INT8:
             wanted += [(self.best_float(), ours, BEST_FLOAT)]
             wanted += [(self.best_float(), self._of(OURS_FLOAT), 1 / SLOWEST_FLOAT)]
+        for scheme in SCHEMES:
+            limit = LITERT_SCHEMES.get((self.model, scheme))
+            wanted.append((self._of(f"LiteRT {scheme}"), self._of(f"{OURS} {scheme}"), limit))
+        wanted.append((ours, self._of(f"{OURS} int16x8"), INT8_TO_INT16X8.get(self.model)))
         return [
             f"{self.model}, {self.threads} threads: {peer.contestant} / {own.contestant} is {ratio:.2f}, "
             f"expected {limit:.2f} or more"

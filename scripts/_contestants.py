@@ -10,7 +10,7 @@ from pathlib import Path
 
 import _runtimes as run
 from _bench_models import Model
-from _bench_rows import OURS
+from _bench_rows import OURS, SCHEMES
 
 Make = Callable[[Model, Path], None]
 
@@ -87,3 +87,11 @@ CONTESTANTS = {
         run.start_openvino, "float.xml", run.make_openvino_float, modules=("openvino",)
     ),
 }
+USUAL = tuple(CONTESTANTS)
+"""Who races where nobody is named."""
+
+for _scheme in SCHEMES:
+    _made = partial(run.make_scheme, scheme=_scheme)
+    _file = partial(run.make_scheme_tflite, scheme=_scheme)
+    CONTESTANTS[f"{OURS} {_scheme}"] = Contestant(run.start_ours, f"ours-{_scheme}", _made)
+    CONTESTANTS[f"LiteRT {_scheme}"] = _litert(f"{_scheme}.tflite", _file)

@@ -67,6 +67,21 @@ def make_tflite(model: Model, path: Path) -> None:
     export_tflite(_quantized(model, path.parent, "NHWC"), path, io="int8")
 
 
+def _in_scheme(model: Model, scheme: str) -> IRModule:
+    given = samples(model, "NHWC") if scheme == "int16x8" else None
+    return quantize(model.path, recipe=scheme, calibration=given, input_layout="NHWC")
+
+
+def make_scheme(model: Model, path: Path, *, scheme: str) -> None:
+    """Our artifact in a scheme that is not int8."""
+    build(_in_scheme(model, scheme)).save(path)
+
+
+def make_scheme_tflite(model: Model, path: Path, *, scheme: str) -> None:
+    """Our file in a scheme that is not int8."""
+    export_tflite(_in_scheme(model, scheme), path)
+
+
 def make_tflite_float(model: Model, path: Path) -> None:
     """Our float file."""
     export_tflite(frontend.load(model.path, input_layout="NHWC"), path)

@@ -4,6 +4,7 @@ python scripts/bench.py [MODEL ...] [--threads 1 2] [--rounds 7] [--json FILE] [
 zoo's networks (model_zoo.py) and the real ones. Every contestant lives in a process of its own, pinned to as
 many cores as it has threads, and sleeps while another one works. Rounds are interleaved (ours, peer, ours,
 peer ...), so that what disturbs the machine disturbs all. Ratios are peer / ours: above 1 we are faster.
+int16x8 and dynamic race only where they are named: --contestants "ours int16x8" "LiteRT int16x8" ...
 Who cannot run is named with the reason. FILE keeps finished races: start the same command again to go on.
 Exit code 1 when a limit of the acceptance table is missed or a contestant fails, 130 after Ctrl-C.
 """
@@ -29,7 +30,7 @@ import _bench_models
 from _bench_models import Model
 from _bench_plot import plot
 from _bench_rows import OURS, Kept, Options, Race, Result, as_summary, as_table
-from _contestants import CONTESTANTS
+from _contestants import CONTESTANTS, USUAL
 from rich.console import Console
 
 from tvm_qplugin.measure import Measurement, peak_bytes, reset_peak
@@ -231,7 +232,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each round (default 0.3)")
     parser.add_argument("--warmup", type=float, default=0.1, help="seconds before each round (default 0.1)")
-    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(USUAL))
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the races here, and go on from there")
     parser.add_argument("--fresh", action="store_true", help="do not use the races that FILE holds")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")

@@ -68,6 +68,13 @@ def test_part_of_the_peak():
         ("tiny_kws_dscnn", {"OpenVINO int8": 0.5, "LiteRT int8": 1.01}, []),
         ("tiny_kws_dscnn", {"LiteRT int8": 0.99}, ["LiteRT int8 / ours is 0.99"]),
         ("other", {"LiteRT int8": 0.5}, []),
+        ("mobilenet_v1", {"ours int16x8": 2.1, "LiteRT int16x8": 95}, []),
+        (
+            "mobilenet_v1",
+            {"ours int16x8": 2.3, "LiteRT int16x8": 92},
+            ["int16x8 / ours int16x8 is 40", "is 0.43"],
+        ),
+        ("inception_v3", {"ours dynamic": 2.0, "LiteRT dynamic": 1.9}, ["ours dynamic is 0.95"]),
     ],
 )
 def test_limits(model, times, missed):
@@ -216,7 +223,18 @@ def test_wrong_arguments_are_clear_messages(given, message, capsys):
 def test_command(shared_data, tmp_path):
     path, picture = tmp_path / "races.json", tmp_path / "races.png"
     command = [sys.executable, SCRIPTS / "bench.py", "tiny_kws", "--threads", 1, "--rounds", 2]
-    command += ["--seconds", 0.01, "--warmup", 0.01, "--json", path, "--plot", picture]
+    command += [
+        "--contestants",
+        *_contestants.CONTESTANTS,
+        "--seconds",
+        0.01,
+        "--warmup",
+        0.01,
+        "--json",
+        path,
+        "--plot",
+        picture,
+    ]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     (race,) = json.loads(path.read_text())["races"]
