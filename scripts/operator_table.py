@@ -70,7 +70,7 @@ def states(module: IRModule, cases: Sequence[Case]) -> dict[str, str]:
 
 def _stored(module: IRModule) -> Iterator[tuple[str, str]]:
     """The names of what reads constants that are stored small, and their dtypes."""
-    for (name, _), item in stored_arguments(module["main"]).items():
+    for (name, _), item in stored_arguments(module).items():
         yield name, item.array.dtype.name
     for var, value in ir.bindings(module["main"]):
         for array in map(ir.const_value, getattr(value, "args", ())):

@@ -153,7 +153,7 @@ def test_a_step_that_cannot_be_taken(module: IRModule, monkeypatch: pytest.Monke
 def test_progress_is_said(module: IRModule, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(best, "STEPS", (STEPS[1],))
     quantize(module, calibration=SAMPLES, accuracy="best", progress=True)
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.endswith("...")]
     assert [line.split()[0] for line in said] == ["plain", "least-mse"]
     assert all("agreement" in line and "SQNR" in line for line in said)
 

@@ -168,7 +168,12 @@ def test_every_storage_scheme_beside_another(module: IRModule, scheme: str, othe
     for x in samples(2):
         np.testing.assert_allclose(artifact.run(x)[0], oracle.run(x)[0], rtol=0, atol=1e-5)
     (kernel,) = (op.kernel for op in artifact.manifest.operators if op.name == "d")
-    assert kernel == {"dynamic": "ddense", "weight_int8": "wdense", "weight_int4": "wdense"}.get(other)
+    assert kernel == {
+        "dynamic": "ddense",
+        "fp16": "fdense",
+        "weight_int8": "wdense",
+        "weight_int4": "wdense",
+    }.get(other)
 
 
 def test_a_storage_recipe_with_another_rule(module: IRModule) -> None:

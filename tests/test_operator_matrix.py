@@ -193,7 +193,7 @@ def test_every_imported_operator_is_in_the_table() -> None:
 def test_every_kind_and_kernel_is_reached(every: Models) -> None:
     """But for what the report calls by another name, what only .tflite files have, and kernels for floats."""
     kinds: set[str] = set()
-    kernels = {"qlstm", "fconv2d", "fdense"}
+    kernels = {"qlstm", "fconv2d", "fdense", "wdense", "wexpand", "dmatmul"}
     for cases, module in every[:2]:
         for scheme in ("int8", "int16x8 in int8"):
             made = prepared(module, cases, scheme)

@@ -84,7 +84,7 @@ def test_built_as_simulated_and_near_float(path: Path, scheme: str, target: str)
     np.testing.assert_allclose(found, simulated, rtol=0, atol=1e-5 * np.abs(simulated).max())
     assert distance(qp.build(module, target=target).run(IDS)[0], found) > SCHEMES[scheme]
     kernels = [op.kernel for op in artifact.manifest.operators if op.op == "dense"]
-    assert kernels == ["wdense", "wdense", None]
+    assert kernels == ["wdense", "wdense"]
     float_bytes = 4 * (72 * 96 + 96 * 40)
     assert artifact.manifest.sizes["weights"] < float_bytes * (0.28 if scheme == "weight_int8" else 0.15)
 
