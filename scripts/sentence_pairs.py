@@ -1,4 +1,4 @@
-"""Measure a sentence encoder on pairs of sentences with scores: float, dynamic, int8 and int16x8.
+"""Measure a sentence encoder on pairs of sentences with scores, in every scheme.
 
 python scripts/sentence_pairs.py minilm.onnx dev.npz --calibration calib.npz [--vocabulary ids.npy]. The
 ``.npz`` files hold ids_a, mask_a, ids_b, mask_b [pairs, length] and score [pairs]; ``--vocabulary``, an int32
@@ -31,6 +31,8 @@ RECIPES = {
     "int8": Recipe("int8"),
     "int8+smooth": Recipe("int8+smooth", smooth=True),
     "int16x8": Recipe("int16x8", "int16x8"),
+    "weight_int8": Recipe("weight_int8", "weight_int8"),
+    "weight_int4": Recipe("weight_int4", "weight_int4"),
 }
 
 
