@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,9 @@ MACS = 3_000_000
 BYTES = 64 * 1024
 """Of the activations that a small kernel reads and writes."""
 
+SHARED, SHARED_MACS = 6, 1_000_000
+"""A kernel that more calls than this share stays one, if it takes so long that a call costs little."""
+
 PARTS = 4
 """Of an operand that a chain reads, each of the size of its result: as many as an LSTM has gates."""
 
@@ -37,8 +41,8 @@ class MergeKernels:
     """Replace runs of small kernels by one ``call_tir``, whose function holds what lies between them.
 
     In: ``call_tir`` of scheduled PrimFuncs. Out: the same with fewer calls; a function made of several is
-    tagged ``merged``, and ``qplugin.calls`` has one entry for it with all names. Large kernels, those of
-    several results and those of other operands than tensors stay as they are.
+    tagged ``merged``, and ``qplugin.calls`` has one entry for it with all names. Large kernels, those that
+    many layers share, those of several results and those of other operands than tensors stay as they are.
     """
 
     macs: int = MACS
@@ -57,12 +61,16 @@ class MergeKernels:
     ) -> Iterator[list[NamedCall]]:
         """Calls of small kernels with no other binding between them."""
         operators, run = Operators(func), list[NamedCall]()
+        uses = Counter(call.function for call in calls.values())
         for var, _ in ir.bindings(func):
             call = calls.get(var)
-            if call is None or len(run) == self.kernels or not self._small(mod, call, operators):
+            joins = call is not None and self._small(mod, call, operators)
+            if call is not None and uses[call.function] > SHARED:
+                joins = joins and operators.macs(call.names) <= SHARED_MACS
+            if not joins or len(run) == self.kernels:
                 yield run
                 run = []
-            if call is not None and self._small(mod, call, operators):
+            if call is not None and joins:
                 run.append(call)
         yield run
 

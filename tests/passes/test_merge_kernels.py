@@ -18,7 +18,7 @@ from tvm_qplugin.builder import compile_module
 from tvm_qplugin.calls import calls_of
 from tvm_qplugin.core.attrs import CALLS, REPORT
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.merge_kernels import MergeKernels
+from tvm_qplugin.passes.merge_kernels import SHARED, SHARED_MACS, MergeKernels
 from tvm_qplugin.pipeline import executable_passes
 
 # fmt: off
@@ -167,6 +167,16 @@ def test_kernels_of_many_multiply_adds_stay_alone():
     mod = ir.with_main_attr(ESCAPING, REPORT, json.dumps(report))
     assert functions(MergeKernels(macs=5)(mod)) == ["merged", "total"]
     assert functions(MergeKernels(macs=6)(mod)) == ["merged"]
+
+
+@pytest.mark.parametrize(
+    ("length", "macs", "merged"),
+    [(SHARED, SHARED_MACS + 1, True), (SHARED + 1, SHARED_MACS, True), (SHARED + 1, SHARED_MACS + 1, False)],
+)
+def test_what_many_layers_share_is_compiled_once(length: int, macs: int, merged: bool):
+    report = [{"variable": f"v{i}", "macs": macs} for i in range(length)]
+    mod = ir.with_main_attr(chain(length), REPORT, json.dumps(report))
+    assert (functions(MergeKernels()(mod)) == ["merged"]) == merged
 
 
 @pytest.mark.parametrize(("most", "sizes"), [(2, [2, 2, 1]), (3, [3, 2]), (5, [5])])
