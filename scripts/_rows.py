@@ -12,7 +12,11 @@ from _metrics import METRICS
 from real_models import MODELS, RealModel
 from rich.table import Table
 
-SIZE_RATIO, SIZE_RATIO_FROM = 0.30, 3_000_000  # of the float ONNX, for models above that size
+from tvm_qplugin.core.recipe import find_recipe
+
+SIZE_RATIOS = {"int8": 0.30, "int16x8": 0.35, "fp16": 0.505, "dynamic": 0.27}  # of the float ONNX,
+SIZE_RATIO_FROM = 3_000_000  # for models above that size
+TOO_SMALL = "fewer than 1024"  # what layers say that storing small would not pay for
 BELOW_ONNXRUNTIME = 0.3
 PREPARE_SECONDS, PREPARE_BYTES = 90.0, 2e9
 
@@ -26,6 +30,11 @@ class Options:
     calibration: int | None = None
     recipe: str = "int8"
     accuracy: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        """That of the recipe."""
+        return find_recipe(self.recipe).scheme
 
 
 @dataclass(frozen=True)
@@ -81,13 +90,16 @@ class Row:
             text = f"{self.differing} of {self.compared:,} elements"
             found.append(Check("equals the oracle", text, "0 differing", self.differing == 0))
         if self.float_bytes > SIZE_RATIO_FROM:
-            ratio = self.artifact_bytes / self.float_bytes
-            held = ratio <= SIZE_RATIO
-            found.append(Check("size / float ONNX", f"{ratio:.3f}", f"<= {SIZE_RATIO}", held))
+            ratio, most = self.artifact_bytes / self.float_bytes, SIZE_RATIOS.get(self.options.scheme, 1.0)
+            found.append(Check("size / float ONNX", f"{ratio:.3f}", f"<= {most}", ratio <= most))
         return found + self._accuracy(model)
 
     def _islands(self, model: RealModel) -> Check:
-        unnamed = {name: why for name, why in self.islands.items() if name not in model.islands}
+        unnamed = {
+            name: why
+            for name, why in self.islands.items()
+            if name not in model.islands and TOO_SMALL not in why
+        }
         text = "; ".join(f"{name} ({why})" for name, why in unnamed.items()) or "none"
         return Check("unnamed float islands", text, "none", not unnamed)
 
@@ -103,7 +115,13 @@ class Row:
         return Check("calibrate + quantize + build", text, "< 90 s, < 2 GB", held)
 
     def _accuracy(self, model: RealModel) -> list[Check]:
-        found, most = [], model.drop_limit(self.options.recipe)
+        best = self.options.accuracy is not None and self.options.scheme == "int8"
+        found, most = [], model.drop_limit(self.options.scheme)
+        if best and model.best is not None and self.agreement is not None:
+            most, agreement = model.best
+            text, limit = f"{100 * self.agreement:.1f} %", f">= {agreement} %"
+            held = 100 * self.agreement >= agreement - 1e-6
+            found.append(Check("agreement with float", text, limit, held))
         if most is not None:
             text, limit = f"{self.drop:+.2f} points", f"<= {most}"
             found.append(Check("drop", text, limit, self.drop <= most + 1e-9))

@@ -211,6 +211,22 @@ def test_recipes_may_have_drops_of_their_own():
     assert held == {"int8": True, "dynamic": True, "int16x8": False}
 
 
+def test_limits_of_schemes_and_of_winning_accuracy_back():
+    def missed(drop: float, agreement: float, **options) -> list[str]:
+        row = replace(GOOD, drop=drop, agreement=agreement, options=_rows.Options(**options))
+        return [check.name for check in row.checks() if not check.held and "size" not in check.name]
+
+    assert missed(0.3, 0.96, accuracy="best") == []
+    assert missed(0.31, 0.959, accuracy="best") == ["agreement with float", "drop"]
+    assert missed(0.29, 0.9, recipe="dynamic") == [] and missed(0.16, 0.99, recipe="int16x8") == ["drop"]
+    assert missed(0.04, 0.99, recipe="fp16") == ["drop"]
+
+
+def test_layers_too_small_to_store_small_are_no_islands():
+    row = replace(GOOD, islands={"c": "conv2d: its weight has 648 elements, fewer than 1024"})
+    assert all(check.held for check in row.checks())
+
+
 def test_rows_are_kept_and_used_under_equal_options(tmp_path):
     path = tmp_path / "rows.json"
     _rows.Kept(path, fresh=False).add(GOOD)
