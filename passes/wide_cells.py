@@ -62,15 +62,20 @@ def _wide_tensors(func: relax.Function, operators: Mapping[str, OpAnnotation]) -
     return wide
 
 
+SPREADING = frozenset({"power", "square", "exp", "log", "sqrt", "rsqrt"})
+"""Functions behind or before which small values matter that the grid of the largest one does not have."""
+
+
 def float_front(
     func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe
 ) -> dict[str, OpAnnotation]:
     """Keep in float what is computed before the first cell, unless a rule of the recipe asks for more.
 
-    An int16x8 model whose front is integer as a whole stays integer.
+    An int16x8 model whose front is integer as a whole stays integer, but for spectra and the like.
     """
     front = _front(set(steps_of(func)), operators)
-    if all(operators[name].integer and operators[name].scheme == "int16x8" for name in front):
+    known = [operators[name] for name in front]
+    if all(op.integer and op.scheme == "int16x8" and op.kind not in SPREADING for op in known):
         return dict(operators)
     asked = {name for name in front if recipe.asks_for(operators[name].kind, name)}
     return {

@@ -20,6 +20,7 @@ from tvm_qplugin.builder import build, compile_function
 from tvm_qplugin.core.attrs import ANNOTATION, KERNEL, STEPS
 from tvm_qplugin.core.chain16 import CHAIN
 from tvm_qplugin.core.errors import ModelError
+from tvm_qplugin.core.recipe import find_recipe
 from tvm_qplugin.core.spec import Annotation
 from tvm_qplugin.exporter import export_tflite
 from tvm_qplugin.frontend import load
@@ -29,6 +30,7 @@ from tvm_qplugin.passes.insert_qdq import InsertQDQ
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.unify_scales import UnifyScales
+from tvm_qplugin.passes.wide_cells import FRONT
 from tvm_qplugin.pipeline import lower_passes
 from tvm_qplugin.simulator import simulate
 from tvm_qplugin.targets import find_profile, tvm_target
@@ -133,6 +135,18 @@ def test_the_whole_way(kind: str, recipe: str, least: float) -> None:
         near.append(found[0])
     signal, noise = np.square(exact).sum(), np.square(np.subtract(exact, near)).sum()
     assert 10 * np.log10(signal / noise) > least
+
+
+@pytest.mark.parametrize(("function", "integer"), [("Abs", True), ("Sqrt", False)])
+def test_spectra_before_a_cell_stay_float(function: str, integer: bool) -> None:
+    """In int16 a front is integer, unless small values of a wide range matter in it."""
+    model = sequence_model("GRU")
+    model.graph.node[0].input[0] = "front"
+    model.graph.node.insert(0, helper.make_node(function, ["x"], ["front"]))
+    annotated = tvm.transform.Sequential([Annotate(find_recipe("int16x8"))])(load(model))
+    operators = Annotation.loads(str(ir.main_function(annotated).attrs[ANNOTATION])).operators
+    assert operators["front"].integer == integer
+    assert integer or operators["front"].reason == FRONT
 
 
 def test_steps_are_the_same_kernels() -> None:
