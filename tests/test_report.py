@@ -129,3 +129,10 @@ def test_plain(value: Any, expected: Any):
 
 def test_plain_leaves_numpy_to_the_caller():
     assert report.plain(np.int64(3).item()) == 3
+
+
+def test_layers_that_share_a_weight_store_it_small_too() -> None:
+    steps = [("step0", 64, "stored"), ("step1", 0, "stored"), ("head", 0, "too small")]
+    made = [OperatorInfo(name, "dense", None, False, why, (1, 4), size) for name, size, why in steps]
+    text = report.stored(made, {"step0", "step1"}).plain
+    assert text == "2 of 3 layers store their weights small, 64 B; in float32 stay\n  head: too small"

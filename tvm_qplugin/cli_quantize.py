@@ -30,7 +30,7 @@ from tvm_qplugin.command_options import (
     Wide,
 )
 from tvm_qplugin.core.calibration import CalibrationTable
-from tvm_qplugin.core.recipe import WEIGHT_ONLY, Recipe, Rule
+from tvm_qplugin.core.recipe import Rule
 from tvm_qplugin.inspection import describe_module
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -266,6 +266,7 @@ def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
     from tvm_qplugin.best import attempts_of
+    from tvm_qplugin.planning import stored_schemes
     from tvm_qplugin.quantizer import recipe_of_stored
 
     manifest = describe_module(module, work.profile)
@@ -284,9 +285,10 @@ def _quantized_report(
         "schemes": report.schemes(manifest),
         "islands": report.islands(operators),
         "seconds": seconds,
-        "next": _next(work.profile, work.recipe, quote(str(output))),
+        "next": _next(work.profile, quote(str(output))),
     }
-    parts: list[RenderableType] = [report.stored(operators) if stored else report.summary(operators)]
+    said = report.stored(operators, stored_schemes(module)) if stored else report.summary(operators)
+    parts: list[RenderableType] = [said]
     if len(recipe.schemes) > 1:
         counts = ", ".join(f"{scheme} {count}" for scheme, count in report.schemes(manifest).items())
         parts.append(report.line(f"operators by scheme: {counts}"))
@@ -305,10 +307,8 @@ def _quantized_report(
     return Report(data, tuple(parts))
 
 
-def _next(profile: TargetProfile, recipe: Recipe, output: str) -> str:
+def _next(profile: TargetProfile, output: str) -> str:
     """The command that makes what the device takes."""
-    if recipe.storage and recipe.schemes.isdisjoint(WEIGHT_ONLY):
-        return f"tvm-qplugin export {output} -o model.tflite"
     if profile.artifact == "tflite":
         return f"tvm-qplugin export {output} --target {profile.name} -o model.tflite"
     return f"tvm-qplugin build {output} --target {profile.name} -o artifact"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,10 +68,12 @@ def _import_tflite(source: Any, batch: int | None, shapes: Mapping[str, Sequence
 
 
 def _import_program(source: Any, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:
-    program = torch_program.read_program(source)
-    from tvm_qplugin.torch_import import import_program  # needs torch
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        program = torch_program.read_program(source)
+        from tvm_qplugin.torch_import import import_program  # needs torch
 
-    return _with_fixed(import_program(program), batch, shapes)
+        return _with_fixed(import_program(program), batch, shapes)
 
 
 def _with_fixed(module: IRModule, batch: int | None, shapes: Mapping[str, Sequence[int]]) -> IRModule:

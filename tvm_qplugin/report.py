@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -226,12 +226,12 @@ def summary(operators: Sequence[OperatorInfo]) -> Text:
     return Text(f"{sums['integer']} of {sums['operators']} operators run on integers{share}")
 
 
-def stored(operators: Sequence[OperatorInfo]) -> Text:
-    """One sentence about the schemes that only store weights in fewer bytes."""
+def stored(operators: Sequence[OperatorInfo], names: Collection[str]) -> Text:
+    """One sentence about the schemes that only store weights in fewer bytes; ``names``: layers that do."""
     layers = [op for op in operators if op.op in WEIGHTED]
-    small = [op for op in layers if op.weight_bytes]
+    small = [op for op in layers if op.name in names]
     size_of_all = size(sum(op.weight_bytes for op in operators))
-    kept = "".join(f"\n  {op.name}: {op.reason}" for op in layers if not op.weight_bytes)
+    kept = "".join(f"\n  {op.name}: {op.reason}" for op in layers if op not in small)
     more = f"; in float32 stay{kept}" if kept else ""
     return Text(f"{len(small)} of {len(layers)} layers store their weights small, {size_of_all}{more}")
 

@@ -6,7 +6,6 @@ import importlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,9 +56,7 @@ def _read_file(path: Path) -> Any:
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
-            return torch.export.load(path)
+        return torch.export.load(path)
     except Exception as error:
         raise ModelError(
             f"{path} was not written by torch.export.save, or is damaged: {last_line(error)}"
