@@ -77,6 +77,7 @@ def test_float(model: onnx.ModelProto) -> None:
         (Recipe("smooth", smooth=True), 22),
         (Recipe("int16x8", "int16x8"), 32),
         (Recipe("dynamic", "dynamic"), 32),
+        (Recipe("dynamic smooth", "dynamic", smooth=True), 32),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
@@ -88,6 +89,15 @@ def test_quantized(model: onnx.ModelProto, recipe: Recipe, least: float) -> None
     assert 10 * np.log10(np.square(wanted).sum() / noise) > least
     reasons = {op.name: op.reason for op in artifact.manifest.operators if not op.integer}
     assert not {"l0_scores", "l0_mixed", "l1_scores", "l1_mixed"} & set(reasons)
+
+
+def test_smoothing_changes_the_weights_of_dynamic_layers(model: onnx.ModelProto) -> None:
+    plain, smoothed = (
+        quantize(load(model), recipe=Recipe("mine", "dynamic", smooth=smooth), calibration=sentences(8))
+        for smooth in (False, True)
+    )
+    with pytest.raises(ValueError, match="StructuralEqual"):
+        tvm.ir.assert_structural_equal(plain["main"].body, smoothed["main"].body)
 
 
 def test_smoothing_is_among_what_best_tries(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,20 +180,14 @@ def converted(
 ) -> IRModule:
     """Canonical float module -> QDQ module with float inputs and outputs, its accuracy won back."""
     from tvm_qplugin.calibrator import calibrate
-    from tvm_qplugin.equalization import equalize
     from tvm_qplugin.recovery import recover
-    from tvm_qplugin.smoothing import smooth
 
     if recipe.recovers and samples is None:
         raise CalibrationError(
             f"recipe {recipe.name!r} corrects biases, rounds adaptively, equalizes or smooths, which needs "
             "samples, and a table holds only ranges: pass calibration=samples"
         )
-    seen = module
-    if recipe.smooth:
-        module = smooth(module, samples or ())
-    if recipe.equalize:
-        module = equalize(module, samples or ())
+    seen, module = module, _rescaled(module, recipe, samples or ())
     prepared, annotation = annotated(module, recipe, profile)
     if module is not seen:
         known, observers = table.ranges, annotation.observers()
@@ -216,12 +210,10 @@ def stored(
     module: IRModule, recipe: Recipe, samples: Sequence[Sample] | None = None, progress: bool = False
 ) -> IRModule:
     """Canonical float module -> module of a scheme that computes in float, its accuracy won back."""
-    from tvm_qplugin.equalization import equalize
     from tvm_qplugin.recovery import recover_stored
 
     module = tvm.transform.Sequential([ExpandWeights()])(module)
-    if recipe.equalize:
-        module = equalize(module, samples or ())
+    module = _rescaled(module, recipe, samples or ())
     result: IRModule = tvm.transform.Sequential(storage_passes(recipe))(module)
     if not (recipe.adaptive_rounding or recipe.correct_bias):
         return result
@@ -233,6 +225,16 @@ def stored(
         correct_bias=recipe.correct_bias,
         progress=progress,
     )
+
+
+def _rescaled(module: IRModule, recipe: Recipe, samples: Sequence[Sample]) -> IRModule:
+    """The same function with factors moved between its layers; the module itself where nothing is to do."""
+    from tvm_qplugin.equalization import equalize
+    from tvm_qplugin.smoothing import smooth
+
+    if recipe.smooth:
+        module = smooth(module, samples)
+    return equalize(module, samples) if recipe.equalize else module
 
 
 def _collected(
