@@ -14,7 +14,7 @@ from rich.table import Table
 
 from tvm_qplugin.core.recipe import find_recipe
 
-SIZE_RATIOS = {"int8": 0.30, "int16x8": 0.35, "fp16": 0.505, "dynamic": 0.27}  # of the float ONNX,
+SIZE_RATIOS = {"int8": 0.30, "int16x8": 0.30, "fp16": 0.505, "dynamic": 0.27}  # of the float ONNX,
 SIZE_RATIO_FROM = 3_000_000  # for models above that size
 TOO_SMALL = "fewer than 1024"  # what layers say that storing small would not pay for
 BELOW_ONNXRUNTIME = 0.3

@@ -237,7 +237,7 @@ _TABLE = (
     ),
 )
 
-_UNROLLED = 1_100_000
+_UNROLLED = 1_000_000
 """Code of all steps of a cell, and what the manifest tells of each."""
 _DROPS = {"dynamic": 0.2, "int16x8": 0.1}
 _KEYWORDS = (10, 11, 9, 3, 8, 0, 2, 6, 5, 4, 7, 1)
