@@ -133,16 +133,6 @@ def executable_passes() -> Passes:
     ]
 
 
-def storage_passes(recipe: Recipe, io: str = "float") -> Passes:
-    """Float module -> module of a scheme that computes in float. Raises RecipeError for another ``io``."""
-    if io != "float":
-        raise RecipeError(
-            f"io={io!r} was asked for, but scheme {recipe.storage} computes in float: leave io at 'float', "
-            "or use recipe 'int8'"
-        )
-    return [ExpandWeights(), *stored_layers(recipe)]
-
-
 def stored_layers(recipe: Recipe) -> Passes:
     """What stores the weights of layers small that a recipe computes in float."""
     passes = [

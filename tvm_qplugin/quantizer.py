@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,6 @@ from tvm_qplugin.pipeline import (
     finish_passes,
     prepare_passes,
     rewritten,
-    storage_passes,
     stored_layers,
 )
 from tvm_qplugin.samples import Sample, numbered
@@ -78,7 +77,7 @@ def quantize_module(
     module = rewritten(module, profile)
     if chosen.storage:
         check_device(chosen, profile)
-        storage_passes(chosen, io)
+        _check_float_io(chosen, io)
         if scheme_of(module) == chosen.storage:
             return module
         if (chosen.recovers or accuracy) and samples is None:
@@ -194,16 +193,7 @@ def converted(
         observers |= {name: known[name].observer for name in observers.keys() & known.keys()}
         table = calibrate(module, samples or (), names=list(observers), observer=observers)
     quantized = tvm.transform.Sequential(convert_passes(table, annotation))(prepared)
-    if not (recipe.adaptive_rounding or recipe.correct_bias):
-        return quantized
-    return recover(
-        quantized,
-        module,
-        samples or (),
-        adaptive_rounding=recipe.adaptive_rounding,
-        correct_bias=recipe.correct_bias,
-        progress=progress,
-    )
+    return _recovered(recover, quantized, module, recipe, samples or (), progress)
 
 
 def stored(
@@ -214,17 +204,23 @@ def stored(
 
     module = tvm.transform.Sequential([ExpandWeights()])(module)
     module = _rescaled(module, recipe, samples or ())
-    result: IRModule = tvm.transform.Sequential(storage_passes(recipe))(module)
-    if not (recipe.adaptive_rounding or recipe.correct_bias):
-        return result
-    return recover_stored(
-        result,
-        module,
-        samples or (),
-        adaptive_rounding=recipe.adaptive_rounding,
-        correct_bias=recipe.correct_bias,
-        progress=progress,
-    )
+    result: IRModule = tvm.transform.Sequential(stored_layers(recipe))(module)
+    return _recovered(recover_stored, result, module, recipe, samples or (), progress)
+
+
+def _recovered(
+    recover: Callable[..., IRModule],
+    quantized: IRModule,
+    module: IRModule,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    progress: bool,
+) -> IRModule:
+    """The quantized module with the weights and biases that the recipe asks for."""
+    steps = {"adaptive_rounding": recipe.adaptive_rounding, "correct_bias": recipe.correct_bias}
+    if not any(steps.values()):
+        return quantized
+    return recover(quantized, module, samples, **steps, progress=progress)
 
 
 def _rescaled(module: IRModule, recipe: Recipe, samples: Sequence[Sample]) -> IRModule:
@@ -252,6 +248,14 @@ def _collected(
     for _, sample in numbered(calibration, limit):
         offer(sample)
     return split.kept.samples, split.held.samples
+
+
+def _check_float_io(recipe: Recipe, io: str) -> None:
+    if io != "float":
+        raise RecipeError(
+            f"io={io!r} was asked for, but scheme {recipe.storage} computes in float: leave io at 'float', "
+            "or use recipe 'int8'"
+        )
 
 
 def check_device(recipe: Recipe, profile: TargetProfile) -> None:

@@ -220,4 +220,4 @@ def test_a_trained_model(litert: Any, shared_data: Path, kind: str) -> None:
     for image in images:
         x = (image.astype("int32") - 128).astype("int8") if kind == "int8" else image.astype("float32") / 255
         (got,), (wanted,) = artifact.run(x), litert.run(file, x).outputs
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=0 if kind == "int8" else 3e-6)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=0 if kind == "int8" else 1e-6)
