@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
+import instruction_sets
 import numpy as np
 import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import runnable
 
 from tvm_qplugin.core.attrs import KernelCall, TensorSpec
 from tvm_qplugin.core.grouped import Grouped, quantize_grouped, rounding, wdense, wexpand
@@ -25,21 +26,8 @@ TARGETS = {
 }
 
 
-def runnable() -> list[Any]:
-    """Instruction sets; those that this CPU lacks as skipped parameters."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(flag not in flags, reason=f"CPU has no {name}"))
-        for name, (_, flag) in TARGETS.items()
-    ]
-
-
-every_isa = pytest.mark.parametrize("isa", runnable())
-
-
-def target_of(name: str) -> tvm.target.Target:
-    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS[name][0]})
+every_isa = pytest.mark.parametrize("isa", runnable(TARGETS))
+target_of = partial(instruction_sets.target_of, TARGETS)
 
 
 def problem(

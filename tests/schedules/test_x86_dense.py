@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import runnable
 
 from tvm_qplugin.core.attrs import KernelCall, TensorSpec
 from tvm_qplugin.core.oracle import ORACLE
@@ -24,18 +26,7 @@ TARGETS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def runnable() -> list[Any]:
-    """Instruction sets; those that this CPU lacks as skipped parameters."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(flag not in flags, reason=f"CPU has no {name}"))
-        for name, (_, flag) in TARGETS.items()
-    ]
-
-
-def target_of(name: str) -> tvm.target.Target:
-    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS[name][0]})
+target_of = partial(instruction_sets.target_of, TARGETS)
 
 
 def integer_call(
@@ -74,7 +65,7 @@ def run(call: KernelCall, x: Array, isa: str) -> Array:
     return np.asarray(tensors[-1].numpy())
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_any_dense_layer_equals_the_oracle(isa: str, data: st.DataObject) -> None:
@@ -89,7 +80,7 @@ def test_any_dense_layer_equals_the_oracle(isa: str, data: st.DataObject) -> Non
     np.testing.assert_array_equal(run(call, x, isa), expected)
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 @pytest.mark.parametrize("shape", [(1, 1024, 1024), (1, 1280, 1000), (1, 2048, 1001), (64, 256, 256)])
 def test_classifiers_of_known_networks(isa: str, shape: tuple[int, int, int]) -> None:
     rows, depth, features = shape
@@ -97,7 +88,7 @@ def test_classifiers_of_known_networks(isa: str, shape: tuple[int, int, int]) ->
     np.testing.assert_array_equal(run(call, x, isa), expected)
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 @pytest.mark.parametrize("weight", [127, -127])
 def test_the_largest_products_do_not_saturate(isa: str, weight: int) -> None:
     """255 * 127 twice is 64,770: pairs u8 x s8 added in int16 (``vpmaddubsw``) would end at 32,767."""
@@ -131,7 +122,7 @@ def test_workspace_keeps_its_size() -> None:
     tvm.tirx.build(implementation.func.with_attr("global_symbol", "main"), target=target_of("avx2"))
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 @pytest.mark.parametrize("bounds", [(None, None), (0.0, 6.0)])
 def test_float_dense(isa: str, bounds: tuple[float | None, float | None]) -> None:
     r = np.random.default_rng(0)
@@ -148,7 +139,7 @@ def test_left_to_others() -> None:
     assert len(x86_dense.candidates(call, target_of("avx2"))) > 4
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 @pytest.mark.parametrize(("shape", "features"), [((1, 20), 80), ((1, 214), 856), ((3, 2, 9), 13)])
 @pytest.mark.parametrize("factor", [0.3, 200.0, 1e7])
 def test_bytes_to_int16(isa: str, shape: tuple[int, ...], features: int, factor: float) -> None:
@@ -167,7 +158,7 @@ def test_int16_to_bytes_is_left_to_others(isa: str) -> None:
     assert x86_dense.rule(wide, target_of(isa)) is None
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 def test_weights_of_float16_give_the_same_numbers(isa: str) -> None:
     r = np.random.default_rng(0)
     x, *constants = (r.standard_normal(s).astype("float32") for s in ((100,), (77, 100), (77,)))

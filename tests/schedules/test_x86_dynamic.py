@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import instruction_sets
 import numpy as np
 import pytest
 import tvm
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from instruction_sets import runnable
 from tvm import relax
 
 from tvm_qplugin.builder import build, compile_function
@@ -28,21 +30,8 @@ BOUNDS = [(None, None), (0.0, None), (0.0, 6.0)]
 Problem = tuple[KernelCall, Array, Array]
 
 
-def runnable() -> list[Any]:
-    """Instruction sets; those that this CPU lacks as skipped parameters."""
-    info = Path("/proc/cpuinfo")
-    flags = set(info.read_text().split()) if info.exists() else set()
-    return [
-        pytest.param(name, marks=pytest.mark.skipif(flag not in flags, reason=f"CPU has no {name}"))
-        for name, (_, flag) in TARGETS.items()
-    ]
-
-
-every_isa = pytest.mark.parametrize("isa", runnable())
-
-
-def target_of(name: str) -> tvm.target.Target:
-    return tvm.target.Target({"kind": "llvm", "num-cores": 2, **TARGETS[name][0]})
+every_isa = pytest.mark.parametrize("isa", runnable(TARGETS))
+target_of = partial(instruction_sets.target_of, TARGETS)
 
 
 def values(rng: Any, shape: tuple[int, ...]) -> Array:
@@ -234,7 +223,7 @@ def test_what_stays_in_float() -> None:
     assert x86_dynamic.rule(dense((1, 16), 16)[0], portable) is None
 
 
-@pytest.mark.parametrize("isa", runnable())
+@pytest.mark.parametrize("isa", runnable(TARGETS))
 def test_a_model_computes_what_the_simulator_does(isa: str) -> None:
     """Two convolutions and a dense layer, each behind float operators."""
     rng = np.random.default_rng(0)
