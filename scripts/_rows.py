@@ -119,8 +119,8 @@ class Row:
         found, most = [], model.drop_limit(self.options.scheme)
         if best and model.best is not None and self.agreement is not None:
             most, agreement = model.best
-            text, limit = f"{100 * self.agreement:.1f} %", f">= {agreement} %"
-            held = 100 * self.agreement >= agreement - 1e-6
+            text, limit = f"{self.agreement:.2f} %", f">= {agreement} %"
+            held = self.agreement >= agreement - 1e-6
             found.append(Check("agreement with float", text, limit, held))
         if most is not None:
             text, limit = f"{self.drop:+.2f} points", f"<= {most}"

@@ -216,10 +216,10 @@ def test_limits_of_schemes_and_of_winning_accuracy_back():
         row = replace(GOOD, drop=drop, agreement=agreement, options=_rows.Options(**options))
         return [check.name for check in row.checks() if not check.held and "size" not in check.name]
 
-    assert missed(0.3, 0.96, accuracy="best") == []
-    assert missed(0.31, 0.959, accuracy="best") == ["agreement with float", "drop"]
-    assert missed(0.29, 0.9, recipe="dynamic") == [] and missed(0.16, 0.99, recipe="int16x8") == ["drop"]
-    assert missed(0.04, 0.99, recipe="fp16") == ["drop"]
+    assert missed(0.3, 96.0, accuracy="best") == []
+    assert missed(0.31, 95.9, accuracy="best") == ["agreement with float", "drop"]
+    assert missed(0.29, 90.0, recipe="dynamic") == [] and missed(0.16, 99.0, recipe="int16x8") == ["drop"]
+    assert missed(0.04, 99.0, recipe="fp16") == ["drop"]
 
 
 def test_layers_too_small_to_store_small_are_no_islands():

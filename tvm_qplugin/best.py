@@ -29,8 +29,8 @@ ATTEMPTS = "qplugin.attempts"
 HISTOGRAM = "least_mse"
 """The observer to calibrate with: its histograms serve all others."""
 
-EVERY, HELD, FEWEST = 4, 64, 8
-"""Every 4th sample is held back, at most 64 of them; of fewer than 8 samples none can be."""
+EVERY, HELD, FEWEST = 4, 256, 8
+"""Every 4th sample is held back, at most 256 of them; of fewer than 8 samples none can be."""
 
 ROUNDS = 2
 """What did not help is tried once more when something behind it has changed the model."""
