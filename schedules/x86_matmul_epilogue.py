@@ -11,6 +11,8 @@ from tvm_qplugin.schedules.x86_epilogue import store_lanes
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, load, splat, store
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, products
+from tvm_qplugin.schedules.x86_reduce16 import reduce_in_parts
+from tvm_qplugin.schedules.x86_rescale16 import Cut
 
 
 def row_terms(isa: Isa, g: Geometry, a: Buffer, zero: int, other: int) -> Buffer:
@@ -69,15 +71,18 @@ class MatmulEpilogue:
 
 @dataclass(frozen=True)
 class WordMatmulEpilogue:
-    """``fixed_point.multiply_reduced`` of sums of low and of high bytes, which stand side by side.
+    """``fixed_point.multiply_reduced`` of sums of low and of high parts, which stand side by side.
 
-    Offsets into the output count both of them.
+    Offsets into the output count both of them. ``cut``: where the sums may leave int32.
     """
 
     params: Params
+    cut: Cut | None
 
     def reduce(self, kernel: Kernel, spot: Spot, acc: Cells) -> Cells:
-        """Add all products."""
+        """Add all products, in ``acc`` or in int64."""
+        if self.cut is not None:
+            return reduce_in_parts(kernel, spot, acc, self.cut)
         lanes = kernel.isa.lanes
         for row in acc:
             for cell in row:
@@ -92,13 +97,15 @@ class WordMatmulEpilogue:
                 low, high = (load(cell, 0, lanes) for cell in row[j : j + 2])
                 at = T.floordiv(spot.out + spot.pixels[i][1] + j * lanes, 2)
                 code = _clamped(self._scaled(low, high, lanes), self.params, lanes)
-                _store(kernel, at, code, "int16", lanes)
+                _store(kernel, at, code, "int16", spot.valid if j == len(row) - 2 else lanes)
 
     def _scaled(self, low: Expr, high: Expr, lanes: int) -> Expr:
-        factor, shift = (splat(T.int64(self.params[key]), lanes) for key in ("factor", "shift"))
-        low, high = (T.Cast(f"int64x{lanes}", part) * factor for part in (low, high))
-        half = splat(T.int64(1 << (self.params["shift"] - 1)), lanes)
-        total = low + T.shift_left(high, splat(T.int64(8), lanes)) + half
+        p, dtype = self.params, f"int64x{lanes}"
+        factor, upper, half, shift = (
+            splat(T.int64(value), lanes)
+            for value in (p["factor"], p["factor"] << 8, 1 << (p["shift"] - 1), p["shift"])
+        )
+        total = T.Cast(dtype, low) * factor + (T.Cast(dtype, high) * upper + half)
         return T.Cast(f"int32x{lanes}", T.shift_right(total, shift))
 
 
@@ -116,7 +123,10 @@ def _store(kernel: Kernel, at: Expr, code: Expr, dtype: str, valid: int) -> None
 
 
 def _scaled(acc: Expr, multiplier: tuple[int, int], lanes: int) -> Expr:
-    """``fixed_point.multiply`` of int32: the product in int64, what is rounded after it in int32."""
+    """``fixed_point.multiply`` of int32: the product in int64, what is rounded after it in int32.
+
+    A product is beyond -2**31, so that nothing overflows: half is added after all but one bit are gone.
+    """
     fixed, exponent = multiplier
     if exponent > 0:
         acc = T.shift_left(acc, splat(T.int32(exponent), lanes))
@@ -124,6 +134,6 @@ def _scaled(acc: Expr, multiplier: tuple[int, int], lanes: int) -> Expr:
     value = T.Cast(f"int32x{lanes}", T.shift_right(product, splat(T.int64(31), lanes)))
     if exponent >= 0:
         return value
-    sign = T.shift_right(value, splat(T.int32(31), lanes))
-    half = splat(T.int32((1 << -exponent) >> 1), lanes)
-    return T.shift_right(value + (half + sign), splat(T.int32(-exponent), lanes))
+    signed = value + T.shift_right(value, splat(T.int32(31), lanes))
+    twice = T.shift_right(signed, splat(T.int32(-exponent - 1), lanes))
+    return T.shift_right(twice + splat(T.int32(1), lanes), splat(T.int32(1), lanes))
