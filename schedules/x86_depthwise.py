@@ -66,8 +66,6 @@ def plan(call: KernelCall, target: tvm.target.Target) -> Isa | None:
     """The instruction set, if this file serves the call."""
     if call.name not in KERNELS or any(i not in call.constants for i in range(1, len(call.args))):
         return None
-    if call.out.dtype == "int16" != call.args[0].dtype:
-        return None
     weight, channels = call.args[1].shape, call.args[0].shape[3]
     if weight[3] != 1 or call.params.get("groups", 1) != channels or weight[0] != channels:
         return None

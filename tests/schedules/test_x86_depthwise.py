@@ -189,13 +189,14 @@ def served(cpu: str, shape: dict[str, Any]) -> bool:
 @given(data=st.data())
 def test_any_integer_call(cpu: str, data: st.DataObject) -> None:
     shape = data.draw(shapes(("uint8", "int8") if cpu == "haswell" else ("uint8",)))
-    out_dtype = data.draw(st.sampled_from(["uint8", "int8"]))
-    zero_in, zero_out = (st.integers(*INTEGER_RANGE[d]) for d in (shape["dtype"], out_dtype))
-    clamp = sorted((data.draw(zero_out), data.draw(zero_out)))
+    out_dtype = data.draw(st.sampled_from(["uint8", "int8", "int16"]))
+    zero_in, code = (st.integers(*INTEGER_RANGE[d]) for d in (shape["dtype"], out_dtype))
+    clamp, words = sorted((data.draw(code), data.draw(code))), out_dtype == "int16"
     extra = {
         "out_dtype": out_dtype,
-        "zero_points": (data.draw(zero_in), data.draw(zero_out)),
+        "zero_points": (data.draw(zero_in), 0 if words else data.draw(code)),
         "clamp": data.draw(st.sampled_from([None, clamp])),
+        "factor": 256.0 if words else 1.0,
     }
     assume(served(cpu, shape))
     verify(cpu, **shape, **extra)
@@ -232,6 +233,22 @@ def test_keyword_spotting_shape(cpu: str) -> None:
 def test_extremes(cpu: str, sign: int, factor: float) -> None:
     values = {"x": np.full((1, 7, 7, 64), 255, "uint8"), "w": np.full((64, 3, 3, 1), sign, "int8")}
     verify(cpu, values=values, factor=factor, clamp=(20, 200))
+    verify(cpu, values=values, factor=factor, zero_points=(7, 0), out_dtype="int16")
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"channels": 96, "height": 14, "width": 14, "kernel": (7, 7), "padding": (3,) * 4},
+        {"channels": 40, "kernel": (5, 5), "padding": (2,) * 4, "strides": (2, 2), "width": 28},
+        {"channels": 64, "height": 30, "width": 30, "strides": (3, 3)},
+        {"channels": 144, "height": 1, "width": 50, "kernel": (1, 31), "padding": (0, 15, 0, 15)},
+        {"channels": 65, "height": 14, "width": 14, "dilation": (2, 2), "padding": (2,) * 4},
+    ],
+)
+def test_bytes_become_words(cpu: str, shape: dict[str, Any]) -> None:
+    verify(cpu, **shape, zero_points=(131, 0), out_dtype="int16", factor=256.0, out_halo=(1, 0, 2, 1))
 
 
 def test_rounds_half_to_even() -> None:
