@@ -351,6 +351,8 @@ DEPTHWISE: dict[str, dict[str, Any]] = {
     "7x7": depthwise(14, 14, 64, 7, padding=(3, 3, 3, 3)),
     "15x15": depthwise(20, 20, 32, 15, padding=(7, 7, 7, 7)),
     "atrous": depthwise(14, 14, 96, padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "two outputs of a channel": layer(28, 28, 32, 64, 3, 3, padding=SAME, groups=32),
+    "eight down": layer(20, 20, 5, 40, 3, 3, 2, padding=SAME, groups=5),
     "large bias": depthwise(14, 14, 96, padding=SAME, bias=2**44),
 }
 
