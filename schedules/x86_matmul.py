@@ -14,6 +14,7 @@ import tvm
 from tvm_qplugin.core.attrs import INSTRUCTION, Implementation, KernelCall
 from tvm_qplugin.core.qparams import centre
 from tvm_qplugin.schedules.primfunc import arguments, function
+from tvm_qplugin.schedules.x86_border import workspace
 from tvm_qplugin.schedules.x86_constants import Reader
 from tvm_qplugin.schedules.x86_dynamic_emit import DynamicEpilogue, quantized_rows
 from tvm_qplugin.schedules.x86_emit import walk
@@ -30,12 +31,17 @@ from tvm_qplugin.schedules.x86_isa import (
     select_isa,
     splat,
 )
-from tvm_qplugin.schedules.x86_matmul_epilogue import MatmulEpilogue, WordMatmulEpilogue, row_terms
+from tvm_qplugin.schedules.x86_matmul_epilogue import (
+    MatmulEpilogue,
+    WordMatmulEpilogue,
+    largest_row,
+    row_terms,
+)
 from tvm_qplugin.schedules.x86_matmul_pack import (
     Operand,
+    pack_words,
     packed_floats,
     packed_integers,
-    packed_words,
     with_slack,
 )
 from tvm_qplugin.schedules.x86_reduce import Kernel
@@ -46,6 +52,8 @@ MOST_FLOATS = 2**16
 """Terms whose sum stays in int32, as it has to where it becomes a float; others wrap as the oracle's do."""
 MOST_WORDS = 511
 """Products of an int16 and a low or high part whose sum stays in int32."""
+MOST_MAGNITUDE = 2**16 - 1
+"""The sum of magnitudes of a row whose products with int16 stay in int32."""
 DTYPES = {"qmatmul": "uint8", "qmatmul16": "int16", "dmatmul": "float32"}
 """The kernels, and what both operands are stored as."""
 
@@ -98,18 +106,46 @@ def _integers(call: KernelCall, isa: Isa, g: Geometry, a: Buffer, b: Buffer, out
 
 
 def _words(call: KernelCall, isa: Isa, g: Geometry, a: Buffer, b: Buffer, out: Buffer) -> None:
-    """Sums of low and of high parts apart: of whole products they would leave int32."""
-    operand = packed_words(Operand.of(isa, g, b))
-    (pixels,) = g.pixels
-    twice = replace(
-        g,
-        pixels=(replace(pixels, out=2 * pixels.out),),
-        channels=2 * g.blocks * g.lanes - (-g.channels % g.lanes),
-        group_out=2 * pixels.extent * pixels.out,
-    )
-    kernel = Kernel(isa, _word_tile(isa, twice), twice, *_readable(isa, g, a), _sections(operand), out)
-    cut = Cut(False, -(-g.span // (MOST_WORDS - 1))) if g.span > MOST_WORDS else None
-    walk(kernel, WordMatmulEpilogue(call.params, cut))
+    """Whole products where the rows at hand keep their sums in int32, as those of probabilities do."""
+    operand, weights = Operand.of(isa, g, b), workspace(2 * g.weight_bytes, "int16")
+    source, _ = _readable(isa, g, a)
+
+    def emit(halved: bool) -> None:
+        pack_words(operand, weights, halved)
+        _walk_words(call, isa, g, halved, source, weights, out)
+
+    if not _moderate(call, g):
+        emit(True)
+        return
+    with T.If(largest_row(isa, g, source)[0] <= T.int32(MOST_MAGNITUDE)):
+        with T.Then():
+            emit(False)
+        with T.Else():
+            emit(True)
+
+
+def _moderate(call: KernelCall, g: Geometry) -> bool:
+    """Whether a sum beyond int32 would be clamped, so that hardly any is; magnitudes of a row fit int32."""
+    return g.span < 2**16 and call.params["factor"] << 16 >= 1 << call.params["shift"]
+
+
+def _walk_words(
+    call: KernelCall, isa: Isa, g: Geometry, halved: bool, source: Buffer, weights: Buffer, out: Buffer
+) -> None:
+    """``halved``: sums of low and of high parts, side by side."""
+    cut = Cut(False, -(-g.span // (MOST_WORDS - 1))) if halved and g.span > MOST_WORDS else None
+    tile = default_tile(isa, g.shape, 2 * g.weight_bytes)
+    if halved:
+        (pixels,) = g.pixels
+        g = replace(
+            g,
+            pixels=(replace(pixels, out=2 * pixels.out),),
+            channels=2 * g.blocks * g.lanes - (-g.channels % g.lanes),
+            group_out=2 * pixels.extent * pixels.out,
+        )
+        tile = _word_tile(isa, g)
+    kernel = Kernel(isa, tile, g, source, "int16", _sections({"weights": weights}), out)
+    walk(kernel, WordMatmulEpilogue(call.params, halved, cut))
 
 
 def _word_tile(isa: Isa, twice: Geometry) -> Tile:

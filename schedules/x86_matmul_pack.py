@@ -129,23 +129,24 @@ def packed_floats(b: Operand) -> dict[str, Buffer]:
     return found
 
 
-def packed_words(b: Operand) -> dict[str, Buffer]:
-    """Of int16 codes: ``weights``, for every vector of columns one of ``low`` and one of ``high`` parts.
+def pack_words(b: Operand, weights: Buffer, halved: bool) -> None:
+    """Int16 codes; ``halved``: for every vector of columns one of ``low`` and one of ``high`` parts.
 
     ``code = 256 * high + low``, neither of them beyond 128 in magnitude.
     """
     g, width = b.geometry, 2 * b.isa.lanes
-    weights = workspace(2 * g.weight_bytes, "int16")
 
     def emit(vector: Expr, row: Row) -> None:
         def write(step: Index, rows: list[Expr]) -> None:
-            for part, values in enumerate(_halves(_interleaved(rows, b.isa.lanes), width)):
-                store(weights, ((vector * 2 + part) * g.steps + step) * width, values, width)
+            codes = _interleaved(rows, b.isa.lanes)
+            parts = _halves(codes, width) if halved else (codes,)
+            for n, part in enumerate(parts):
+                at = ((vector * len(parts) + n) * g.steps + step) * width
+                store(weights, at, part, width)
 
         _steps(g, row, write, splat(T.int16(0), b.isa.lanes))
 
     b.every(emit)
-    return {"weights": weights}
 
 
 def _halves(codes: Expr, lanes: int) -> tuple[Expr, Expr]:

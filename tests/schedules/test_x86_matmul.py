@@ -17,7 +17,7 @@ from tvm_qplugin.core.attrs import KernelCall, TensorSpec
 from tvm_qplugin.core.fixed_point import quantize_multiplier, reduced_factors
 from tvm_qplugin.core.oracle import ORACLE
 from tvm_qplugin.core.qparams import Array
-from tvm_qplugin.schedules.x86_matmul import MOST_FLOATS, MOST_WORDS, rule
+from tvm_qplugin.schedules.x86_matmul import MOST_FLOATS, MOST_MAGNITUDE, MOST_WORDS, rule
 
 TARGETS: dict[str, tuple[dict[str, Any], str]] = {
     "avx2": ({"mcpu": "haswell"}, "avx2"),
@@ -117,6 +117,22 @@ def test_sums_of_extreme_words(isa: str, depth: int) -> None:
     values = np.array([LOW, HIGH, -1, 0, 127, 128, -128, -129, 255, -32640, -32641, 32639, 32640], "int16")
     a = np.repeat(values[:, None], depth, 1)
     check(isa, "qmatmul16", word_params(depth, 1e-5), [a, np.ascontiguousarray(a.T)], "int16")
+
+
+@every_isa
+@pytest.mark.parametrize("beyond", [0, 1])
+@pytest.mark.parametrize(("depth", "columns"), [(384, 64), (67, 21), (2000, 16), (3, 5)])
+def test_rows_of_moderate_words(isa: str, depth: int, columns: int, beyond: int) -> None:
+    """Magnitudes of a row up to the largest sum of which products stay in int32, or one more."""
+    rng = np.random.default_rng(depth)
+    a = rng.integers(-5, 6, (2, 9, depth)).astype("int16")
+    a[:, 0], a[:, 1] = 0, 0
+    a[:, 0, -2:], a[:, 1, :2] = (LOW, LOW + 1 - beyond), (HIGH, LOW)
+    b = rng.integers(LOW, HIGH + 1, (2, depth, columns)).astype("int16")
+    b[..., 0], b[..., 1], b[..., -1] = LOW, HIGH, -1
+    assert np.abs(a.astype("int64")).sum(-1).max() == MOST_MAGNITUDE + beyond
+    for factor in (2.0**-16, 1.3 * 2.0**-15):
+        check(isa, "qmatmul16", word_params(1, factor), [a, b], "int16")
 
 
 @every_isa
