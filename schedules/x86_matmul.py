@@ -59,7 +59,7 @@ DTYPES = {"qmatmul": "uint8", "qmatmul16": "int16", "dmatmul": "float32"}
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
-    """The kernel; None where the first operand broadcasts, floats are too deep, and for other dtypes."""
+    """The kernel; None where the first operand broadcasts or has few rows, and for deep floats."""
     if call.name not in DTYPES:
         return None
     dtype = DTYPES[call.name]
@@ -67,7 +67,7 @@ def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
     cut = _matrices(call)
     if isa is None or cut is None or {arg.dtype for arg in call.args} != {dtype}:
         return None
-    if dtype == "float32" and call.args[0].shape[-1] > MOST_FLOATS:
+    if cut[1] < _least_rows(call, isa) or (dtype == "float32" and call.args[0].shape[-1] > MOST_FLOATS):
         return None
     emit = {"qmatmul": _integers, "qmatmul16": _words, "dmatmul": _floats}[call.name]
     with function(call) as builder:
@@ -85,6 +85,11 @@ def _matrices(call: KernelCall) -> tuple[int, int] | None:
     if any(extent != 1 for extent in b[same:]):
         return None
     return math.prod(b[:same]), math.prod(a[same:]) * call.args[0].shape[-2]
+
+
+def _least_rows(call: KernelCall, isa: Isa) -> int:
+    """Of fewer, packing takes longer than the portable kernel, which reads the second operand as it lies."""
+    return {"qmatmul": 2, "qmatmul16": isa.lanes // 4, "dmatmul": 1}[call.name]
 
 
 def _geometry(call: KernelCall, isa: Isa, groups: int, rows: int) -> Geometry:

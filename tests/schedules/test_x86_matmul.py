@@ -88,10 +88,10 @@ SHAPES: list[Shapes] = [
     ((5, 256), (256, 48)),
     ((2, 50, 50), (2, 50, 64)),
     ((2, 9, 64), (2, 64, 197)),
-    ((3, MOST_WORDS), (MOST_WORDS, 17)),
-    ((3, MOST_WORDS + 1), (MOST_WORDS + 1, 17)),
+    ((4, MOST_WORDS), (MOST_WORDS, 17)),
+    ((4, MOST_WORDS + 1), (MOST_WORDS + 1, 17)),
     ((1, 2, 5, 1201), (1, 2, 1201, 33)),
-    ((3, 1, 384), (3, 384, 64)),
+    ((3, 4, 384), (3, 384, 64)),
 ]
 
 
@@ -139,7 +139,7 @@ def test_rows_of_moderate_words(isa: str, depth: int, columns: int, beyond: int)
 @settings(max_examples=8, deadline=None)
 @given(
     st.sampled_from(["qmatmul", "qmatmul16", "dmatmul"]), st.lists(st.integers(1, 3), max_size=2),
-    st.integers(1, 3), st.integers(1, 20), st.integers(1, 70), st.integers(1, 70), st.integers(0, 99),
+    st.integers(1, 3), st.integers(4, 20), st.integers(1, 70), st.integers(1, 70), st.integers(0, 99),
 )  # fmt: skip
 def test_any_product_equals_the_oracle(
     isa: str, name: str, lead: list[int], many: int, rows: int, depth: int, columns: int, seed: int
@@ -182,6 +182,9 @@ def test_floats(isa: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     [
         ("qmatmul", (1, 8, 32), (2, 32, 16), "uint8", "icelake-server"),
         ("qmatmul", (2, 1, 8, 32), (1, 3, 32, 16), "uint8", "icelake-server"),
+        ("qmatmul", (12, 1, 32), (12, 32, 16), "uint8", "icelake-server"),
+        ("qmatmul16", (12, 3, 32), (12, 32, 16), "int16", "icelake-server"),
+        ("qmatmul16", (12, 1, 32), (12, 32, 16), "int16", "haswell"),
         ("qmatmul", (8, 32), (32, 16), "int8", "icelake-server"),
         ("qmatmul", (8, 32), (32, 16), "uint8", "x86-64"),
         ("dmatmul", (8, MOST_FLOATS + 1), (MOST_FLOATS + 1, 16), "float32", "icelake-server"),
