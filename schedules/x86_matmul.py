@@ -46,7 +46,15 @@ from tvm_qplugin.schedules.x86_matmul_pack import (
 )
 from tvm_qplugin.schedules.x86_reduce import Kernel
 from tvm_qplugin.schedules.x86_rescale16 import Cut
-from tvm_qplugin.schedules.x86_tiles import MOST_PIXELS, Tile, balanced, default_tile, estimate, fits
+from tvm_qplugin.schedules.x86_tiles import (
+    L1_BYTES,
+    MOST_PIXELS,
+    Tile,
+    balanced,
+    default_tile,
+    estimate,
+    fits,
+)
 
 MOST_FLOATS = 2**16
 """Terms whose sum stays in int32, as it has to where it becomes a float; others wrap as the oracle's do."""
@@ -156,8 +164,9 @@ def _walk_words(
 def _word_tile(isa: Isa, twice: Geometry) -> Tile:
     """The tile of least estimated cost of those that keep both sums of a vector together."""
     shape = twice.shape
+    order = "mo" if 2 * twice.weight_bytes <= L1_BYTES * twice.groups else "om"
     even = [n for n in range(2, 9, 2) if all(part.size % 2 == 0 for part in balanced(shape.blocks, n))]
-    tiles = [Tile(m, n, "mo") for n in even for m in range(1, MOST_PIXELS + 1) if fits(isa, m, n)]
+    tiles = [Tile(m, n, order) for n in even for m in range(1, MOST_PIXELS + 1) if fits(isa, m, n)]
     return min(tiles, key=lambda tile: estimate(isa, shape, tile))
 
 
