@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm_qplugin.schedules.x86_geometry import Axis
 from tvm_qplugin.schedules.x86_isa import Index, T, load, splat, store
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, loops, multiply
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, loops, multiply, span_steps
 from tvm_qplugin.schedules.x86_rescale16 import Cut, piece_steps
 
 
@@ -46,9 +46,7 @@ def _pieces(
 
     def piece(start: Index, count: int, tail: bool) -> None:
         _clear(k, acc)
-        if count:
-            with T.serial(0, count) as i:
-                multiply(k, spot, acc, offset + (i + start) * g.depth, first + start + i)
+        span_steps(k, spot, acc, offset + start * g.depth, first + start, count, False)
         if tail:
             multiply(k, spot, acc, offset + max(g.span - g.depth, 0), first + g.full_steps)
         _gather(k, acc, totals)
