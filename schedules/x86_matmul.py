@@ -84,8 +84,7 @@ def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
 
 
 def _matrices(call: KernelCall) -> tuple[int, int] | None:
-    """How many second operands there are, and rows of the first for each: where it is one for many matrices,
-    their rows lie behind each other."""
+    """How many second operands there are, and the rows of the first for each, of one matrix or of several."""
     a, b = (arg.shape[:-2] for arg in call.args)
     depth = max(len(a), len(b))
     a, b = ((*[1] * (depth - len(lead)), *lead) for lead in (a, b))
