@@ -6,6 +6,7 @@ physical tensors have that many rows and columns of zero points around the logic
 
 from __future__ import annotations
 
+import numpy as np
 import tvm
 
 from tvm_qplugin.core.attrs import Implementation, KernelCall
@@ -16,6 +17,7 @@ from tvm_qplugin.schedules.x86_residual import addable
 from tvm_qplugin.schedules.x86_tiles import Tile
 
 KERNELS = ("qconv2d", "qconv2d_add", "qconv2d16", "fconv2d")
+WIDEST_BYTES = 64
 
 
 def rule(call: KernelCall, target: tvm.target.Target) -> Implementation | None:
@@ -64,7 +66,7 @@ def fuses(call: KernelCall, target: tvm.target.Target) -> bool:
 def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:
     """NHWC convolution with physical halos around input and output (see the module)."""
     _, height, width, c = call.args[0].shape
-    groups, o = call.params.get("groups", 1), call.out.shape[3]
+    groups, o, spread = call.params.get("groups", 1), call.out.shape[3], _spread(call, isa)
     scratch = _conv_scratch(call, isa)
     top, left, *_ = _window(call)
     if scratch:
@@ -77,15 +79,26 @@ def conv_geometry(call: KernelCall, isa: Isa) -> Geometry:
         span=span,
         depth=isa.depth,
         lanes=isa.lanes,
-        groups=groups,
-        channels=o // groups,
-        group_step=c // groups,
+        groups=groups // spread,
+        channels=o // groups * spread,
+        group_step=c // groups * spread,
         source_origin=top * pitch + left * c,
         out_origin=(halo[0] * call.out.shape[2] + halo[1]) * o,
         scratch=scratch,
         halo=Halo(call.out.shape, halo) if any(halo) else None,
         foldable=not isa.chain,
+        spread=spread,
     )
+
+
+def _spread(call: KernelCall, isa: Isa) -> int:
+    """How many groups fill a vector of channels, if their inputs can be read as one vector."""
+    groups, span = call.params.get("groups", 1), call.args[1].shape[3]
+    if groups == 1 or isa.chain or span % isa.depth:
+        return 1
+    item = np.dtype(isa.source or call.args[0].dtype).itemsize
+    most = min(isa.lanes // (call.out.shape[3] // groups), WIDEST_BYTES // (span * item))
+    return next((n for n in range(most, 1, -1) if groups % n == 0 and (n * span).bit_count() == 1), 1)
 
 
 def _halo(call: KernelCall, name: str) -> tuple[int, ...]:

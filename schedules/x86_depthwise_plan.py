@@ -37,7 +37,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Window:
-    """Shapes of a call. ``top``/``left``: padding that is not in memory (negative: rows to skip)."""
+    """Shapes of a call. ``top``/``left``: padding that is not in memory (negative: rows to skip).
+
+    ``repeat``: every channel of the input in memory is so many neighbours of ``source``.
+    """
 
     source: tuple[int, int, int, int]
     out: tuple[int, int, int, int]
@@ -47,6 +50,7 @@ class Window:
     dilation: tuple[int, int]
     top: int
     left: int
+    repeat: int = 1
 
     @property
     def channels(self) -> int:
@@ -68,7 +72,7 @@ class Window:
     def bordered(self) -> bool:
         """Whether all input that is read lies in memory."""
         offsets, extents = (self.top, self.left), self.source[1:3]
-        return all(
+        return self.repeat == 1 and all(
             o <= 0 and self.span(a, self.size[a]) - o <= extents[a]
             for a, o in ((0, offsets[0]), (1, offsets[1]))
         )
@@ -82,10 +86,10 @@ class Window:
 def window(call: KernelCall) -> Window:
     """The shapes of a convolution."""
     kh, kw = call.args[1].shape[1:3]
-    return window_of(call, (kh, kw))
+    return window_of(call, (kh, kw), call.args[1].shape[0] // call.args[0].shape[3])
 
 
-def window_of(call: KernelCall, kernel: tuple[int, int]) -> Window:
+def window_of(call: KernelCall, kernel: tuple[int, int], repeat: int = 1) -> Window:
     """The shapes of a call with a window of ``kernel`` rows and columns."""
     p = call.params
     halo_in, halo_out = p.get("in_halo") or (0, 0, 0, 0), p.get("out_halo") or (0, 0, 0, 0)
@@ -94,7 +98,7 @@ def window_of(call: KernelCall, kernel: tuple[int, int]) -> Window:
     n, height, width, channels = call.args[0].shape
     out_n, out_height, out_width, out_channels = call.out.shape
     return Window(
-        (n, height, width, channels),
+        (n, height, width, channels * repeat),
         (out_n, out_height, out_width, out_channels),
         (halo_out[0], halo_out[1], halo_out[2], halo_out[3]),
         kernel,
@@ -102,6 +106,7 @@ def window_of(call: KernelCall, kernel: tuple[int, int]) -> Window:
         (dh, dw),
         p["padding"][0] - halo_in[0],
         p["padding"][1] - halo_in[1],
+        repeat,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tvm_qplugin.core.qparams import INTEGER_RANGE
 from tvm_qplugin.schedules.x86_border import constant
 from tvm_qplugin.schedules.x86_constants import Reader
+from tvm_qplugin.schedules.x86_depthwise_lanes import in_order, pack, unpack, widen
 from tvm_qplugin.schedules.x86_depthwise_plan import (
     Blocks,
     Config,
@@ -34,12 +35,10 @@ from tvm_qplugin.schedules.x86_isa import (
     Isa,
     T,
     accumulator,
-    add_saturating_int16,
     dot_int16,
     dot_uint8,
     fma,
     load,
-    pack_bytes,
     pack_int16,
     round_to_int32,
     splat,
@@ -207,40 +206,18 @@ def _interleave(k: Kernel, spot: Spot, operands: list[list[Buffer]], at: int, gr
     if isa.weights == "int16":
         pair = [load(spot.source, row, isa.bytes // 2) for row in rows]
         for g in range(isa.fanout):
-            store(operands[g][0], 0, _unpack(pair[0], pair[1], isa.bytes // 2, 8, g), isa.bytes // 2)
+            store(operands[g][0], 0, unpack(pair[0], pair[1], isa.bytes // 2, 8, g), isa.bytes // 2)
         return
     loaded = [load(spot.source, row, isa.bytes) for row in rows]
     for g in range(isa.fanout):
-        upper = _unpack(loaded[0], loaded[1], isa.bytes, 16, g // 2)
-        lower = _unpack(loaded[2], loaded[3], isa.bytes, 16, g // 2)
+        upper = unpack(loaded[0], loaded[1], isa.bytes, 16, g // 2)
+        lower = unpack(loaded[2], loaded[3], isa.bytes, 16, g // 2)
         pairs = [T.reinterpret(f"int16x{isa.bytes // 2}", v) for v in (upper, lower)]
-        words = _unpack(pairs[0], pairs[1], isa.bytes // 2, 8, g % 2)
+        words = unpack(pairs[0], pairs[1], isa.bytes // 2, 8, g % 2)
         if isa.depth == 4:
             store(operands[g][0], 0, T.reinterpret(f"uint8x{isa.bytes}", words), isa.bytes)
         else:
-            _widen(words, operands[g], k.dtype, isa.bytes // 2)
-
-
-def _unpack(a: Expr, b: Expr, lanes: int, per: int, high: int) -> Expr:
-    """``punpckl``/``punpckh`` of two vectors within 128-bit lanes of ``per`` elements."""
-    half = range(high * per // 2, high * per // 2 + per // 2)
-    order = [base + i + side for base in range(0, lanes, per) for i in half for side in (0, lanes)]
-    return T.Shuffle([a, b], [T.int32(i) for i in order])
-
-
-def _widen(words: Expr, operands: list[Buffer], dtype: str, lanes: int) -> None:
-    """Even and odd bytes of int16 elements as two vectors of int16."""
-    if dtype == "uint8":
-        even = T.bitwise_and(words, splat(T.int16(255), lanes))
-        odd = T.reinterpret(
-            f"int16x{lanes}",
-            T.shift_right(T.reinterpret(f"uint16x{lanes}", words), splat(T.uint16(8), lanes)),
-        )
-    else:
-        eight = splat(T.int16(8), lanes)
-        even, odd = T.shift_right(T.shift_left(words, eight), eight), T.shift_right(words, eight)
-    store(operands[0], 0, even, lanes)
-    store(operands[1], 0, odd, lanes)
+            widen(words, operands[g], k.dtype, isa.bytes // 2)
 
 
 def _accumulate(
@@ -332,15 +309,13 @@ def _finish(k: Kernel, buffers: Buffers, spot: Spot, acc: list[Buffer], out: Exp
         if constants.has("offset"):
             value = value + constants.repeated("offset", "float32", isa.lanes)
         rounded.append(round_to_int32(value, isa))
-    store(buffers.y, out, _pack(constants, rounded, str(buffers.y.dtype), isa), isa.bytes)
-
-
-def _pack(constants: Reader, four: list[Expr], dtype: str, isa: Isa) -> Expr:
-    halves = [pack_int16(four[0], four[1], isa), pack_int16(four[2], four[3], isa)]
-    if constants.has("shift"):
-        zero = constants.repeated("shift", "int16", isa.bytes // 2)
-        halves = [add_saturating_int16(half, zero, isa) for half in halves]
-    return constants.clamped(pack_bytes(halves[0], halves[1], dtype, isa), dtype, isa.bytes)
+    halves = [pack_int16(rounded[0], rounded[1], isa), pack_int16(rounded[2], rounded[3], isa)]
+    if str(buffers.y.dtype) == "int16":
+        for n, words in enumerate(in_order(halves, isa.bytes // 2)):
+            at = out + n * (isa.bytes // 2)
+            store(buffers.y, at, constants.clamped(words, "int16", isa.bytes // 2), isa.bytes // 2)
+        return
+    store(buffers.y, out, pack(constants, halves, str(buffers.y.dtype), isa), isa.bytes)
 
 
 def _clamp(q: FloatClamp, value: Expr, lanes: int) -> Expr:

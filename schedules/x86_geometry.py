@@ -49,7 +49,8 @@ class Geometry:
     when ``depth`` does not divide ``span``, the last step reads the last ``depth`` elements again, or
     (``folds``, only if ``foldable``) the single elements left over from up to ``depth`` taps are gathered
     into one step. ``group_out``: elements from group to group in the output, where groups are not
-    neighbours in a pixel.
+    neighbours in a pixel. ``spread``: so many groups of the call, ``span`` elements each, are one here: each
+    has its part of the channels, all in one vector.
     """
 
     pixels: tuple[Axis, ...]
@@ -66,6 +67,7 @@ class Geometry:
     halo: Halo | None = None
     foldable: bool = True
     group_out: int | None = None
+    spread: int = 1
 
     @property
     def full_steps(self) -> int:

@@ -121,8 +121,8 @@ def with_pairs(plan: Plan, geometry: Callable[[KernelCall, Isa], Geometry]) -> P
     if plan.isa is not AVX2 or call.args[0].dtype != "uint8":
         return plan
     pairs = Plan(call, PAIRS, geometry(call, PAIRS))
-    cost = pairs.geometry.steps * multiplies(np.asarray(call.constants[1]), pairs.geometry, PAIRS.chain)
-    return pairs if cost < WIDENED * plan.geometry.steps else plan
+    each = multiplies(np.asarray(call.constants[1]), pairs.geometry, PAIRS.chain)
+    return pairs if pairs.geometry.instructions * each < WIDENED * plan.geometry.instructions else plan
 
 
 def computable(call: KernelCall, kernels: tuple[str, ...]) -> bool:

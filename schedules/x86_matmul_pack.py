@@ -1,20 +1,27 @@
-"""The second operand of a matrix product as the multiply reads it: ``[groups * blocks, steps, lanes, 4]``."""
+"""The second operand of a product as the multiply reads it: ``[groups * blocks, steps, lanes, depth]``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm_qplugin.core.qparams import centre
-from tvm_qplugin.schedules.x86_border import workspace
-from tvm_qplugin.schedules.x86_geometry import Geometry
+from tvm_qplugin.schedules.x86_border import constant, padded_copy, workspace
+from tvm_qplugin.schedules.x86_epilogue16 import packed_lane as packed_lane16
+from tvm_qplugin.schedules.x86_geometry import Geometry, Scratch
 from tvm_qplugin.schedules.x86_isa import (
     Buffer,
     Expr,
     Index,
     Isa,
     T,
+    dot_int16,
+    dot_uint8,
     load,
+    pack_bytes,
+    pack_int16,
+    packed_lane,
     round_to_int32,
     select_lanes,
     splat,
@@ -25,13 +32,27 @@ PARALLEL_BYTES = 64 * 1024
 Row = Callable[[Index], Expr]
 
 
+def with_slack(buffer: Buffer, size: int, dtype: str) -> Buffer:
+    """A copy that may be read beyond its end, by less than a vector."""
+    scratch = Scratch((1, 1, 1, size), (1, 1), 0, 0, dtype)
+    return padded_copy(scratch, buffer, str(buffer.dtype), constant(dtype, 0))
+
+
 @dataclass(frozen=True)
 class Operand:
-    """Matrices ``[groups, span, channels]`` in a flat buffer."""
+    """Matrices ``[groups, span, channels]`` in a flat buffer, with slack where rows are no vector long."""
 
     isa: Isa
     geometry: Geometry
     buffer: Buffer
+
+    @classmethod
+    def of(cls, isa: Isa, geometry: Geometry, buffer: Buffer) -> Operand:
+        """Of an argument."""
+        g = geometry
+        if g.channels < isa.lanes:
+            buffer = with_slack(buffer, g.groups * g.span * g.channels, str(buffer.dtype))
+        return cls(isa, g, buffer)
 
     @property
     def columns(self) -> int:
@@ -41,40 +62,43 @@ class Operand:
     def row(self, group: Expr, block: Expr, valid: int) -> Row:
         """Reads 16 (or 8) columns of a row; of a partial vector those that it has."""
         g, lanes = self.geometry, self.isa.lanes
-        start = block * lanes if valid == lanes else g.channels - lanes
+        whole = valid == lanes or g.channels < lanes
+        start = block * lanes if whole else g.channels - lanes
         order = [min(lanes - valid + lane, lanes - 1) for lane in range(lanes)]
 
         def read(k: Index) -> Expr:
             value = load(self.buffer, (group * g.span + k) * g.channels + start, lanes)
-            return value if valid == lanes else select_lanes(value, order)
+            return value if whole else select_lanes(value, order)
 
         return read
 
     def every(self, emit: Callable[[Expr, Row], None]) -> None:
-        """Call ``emit(vector, row)`` for all vectors of columns, in one loop over the groups."""
+        """Call ``emit(vector, row)`` for all vectors of columns, in parallel where that pays."""
         g, lanes = self.geometry, self.isa.lanes
-        whole = g.channels // lanes
-        parallel = g.groups > 1 and g.weight_bytes >= PARALLEL_BYTES
-        with (T.parallel if parallel else T.serial)(0, g.groups) as group:
-            with T.serial(0, whole) as block, T.sblock("pack"):
-                _opaque()
-                emit(group * g.blocks + block, self.row(group, block, lanes))
+        whole, large = g.channels // lanes, g.weight_bytes >= PARALLEL_BYTES
+        with (T.parallel if large and g.groups > 1 else T.serial)(0, g.groups) as group:
+            with (T.parallel if large and g.groups == 1 and whole > 1 else T.serial)(0, whole) as block:
+                with _opaque("pack"):
+                    emit(group * g.blocks + block, self.row(group, block, lanes))
             if g.channels % lanes:
-                with T.sblock("pack_last"):
-                    _opaque()
+                with _opaque("pack_last"):
                     emit(group * g.blocks + whole, self.row(group, T.int32(whole), g.channels % lanes))
 
 
 def packed_integers(b: Operand, zero: int) -> dict[str, Buffer]:
     """Of uint8 codes: ``weights``, and as ``bias`` what the zero point of the first operand takes away."""
-    lanes = b.isa.lanes
-    found = {"weights": _weights(b), "bias": workspace(b.columns, "int32")}
+    isa, lanes, middle = b.isa, b.isa.lanes, centre("uint8")
+    found = {"weights": _weights(b, _packed_dtype(isa)), "bias": workspace(b.columns, "int32")}
+
+    def joined(rows: list[Expr]) -> Expr:
+        if isa.depth == 4:
+            codes = T.bitwise_xor(_interleaved(rows, lanes), splat(T.uint8(middle), 4 * lanes))
+            return T.reinterpret(f"int8x{4 * lanes}", codes)
+        wide = [T.Cast(f"int16x{lanes}", row) - splat(T.int16(middle), lanes) for row in rows]
+        return _interleaved(wide, lanes)
 
     def emit(vector: Expr, row: Row) -> None:
-        def code(k: Index) -> Expr:
-            return T.Cast(f"int32x{lanes}", row(k)) - splat(T.int32(centre("uint8")), lanes)
-
-        sums = _pack(b, found["weights"], vector, code)
+        sums = _pack(b, found["weights"], vector, row, joined, splat(T.uint8(middle), lanes))
         store(found["bias"], vector * lanes, load(sums, 0, lanes) * splat(T.int32(-zero), lanes), lanes)
 
     b.every(emit)
@@ -85,7 +109,7 @@ def packed_floats(b: Operand) -> dict[str, Buffer]:
     """Of floats, each column symmetric: ``weights``, ``sums`` of codes, and ``scale``."""
     isa, lanes = b.isa, b.isa.lanes
     found = {
-        "weights": _weights(b),
+        "weights": _weights(b, _packed_dtype(isa)),
         "sums": workspace(b.columns, "int32"),
         "scale": workspace(b.columns, "float32"),
     }
@@ -95,33 +119,42 @@ def packed_floats(b: Operand) -> dict[str, Buffer]:
         one = splat(T.float32(1), lanes)
         store(found["scale"], vector * lanes, one / load(inverse, 0, lanes), lanes)
 
-        def code(k: Index) -> Expr:
-            return round_to_int32(row(k) * load(inverse, 0, lanes), isa)
+        def joined(rows: list[Expr]) -> Expr:
+            return _narrowed(isa, [round_to_int32(value * load(inverse, 0, lanes), isa) for value in rows])
 
-        sums = _pack(b, found["weights"], vector, code)
+        sums = _pack(b, found["weights"], vector, row, joined, splat(T.float32(0), lanes))
         store(found["sums"], vector * lanes, load(sums, 0, lanes), lanes)
 
     b.every(emit)
     return found
 
 
-def packed_words(b: Operand) -> dict[str, Buffer]:
-    """Of int16 codes: ``weights``, for every vector of columns one of low and one of high bytes."""
-    g, lanes = b.geometry, b.isa.lanes
-    weights = workspace(2 * g.weight_bytes, "int16")
+def pack_words(b: Operand, weights: Buffer, halved: bool) -> None:
+    """Int16 codes; ``halved``: for every vector of columns one of ``low`` and one of ``high`` parts.
+
+    ``code = 256 * high + low``, neither of them beyond 128 in magnitude.
+    """
+    g, width = b.geometry, 2 * b.isa.lanes
 
     def emit(vector: Expr, row: Row) -> None:
-        def write(step: Index, codes: list[Expr]) -> None:
-            low = [T.bitwise_and(code, splat(T.int32(255), lanes)) for code in codes]
-            high = [T.shift_right(code, splat(T.int32(8), lanes)) for code in codes]
-            for part, values in enumerate((low, high)):
-                at = ((vector * 2 + part) * g.steps + step) * (lanes * g.depth)
-                store(weights, at, _joined(b, values, "int16"), lanes * g.depth)
+        def write(step: Index, rows: list[Expr]) -> None:
+            codes = _interleaved(rows, b.isa.lanes)
+            parts = _halves(codes, width) if halved else (codes,)
+            for n, part in enumerate(parts):
+                at = ((vector * len(parts) + n) * g.steps + step) * width
+                store(weights, at, part, width)
 
-        _steps(g, lambda k: T.Cast(f"int32x{lanes}", row(k)), write)
+        _steps(g, row, write, splat(T.int16(0), b.isa.lanes))
 
     b.every(emit)
-    return {"weights": weights}
+
+
+def _halves(codes: Expr, lanes: int) -> tuple[Expr, Expr]:
+    """The low and the high parts of int16 codes."""
+    eight, seven, one = (splat(T.int16(value), lanes) for value in (8, 7, 1))
+    low = T.shift_right(T.shift_left(codes, eight), eight)
+    carry = T.bitwise_and(T.shift_right(codes, seven), one)
+    return low, T.shift_right(codes, eight) + carry
 
 
 def _inverse(b: Operand, row: Row) -> Buffer:
@@ -139,45 +172,76 @@ def _inverse(b: Operand, row: Row) -> Buffer:
     return largest
 
 
-def _pack(b: Operand, weights: Buffer, vector: Expr, code: Row) -> Buffer:
-    """Write all steps of a vector of columns in bytes; gives the sums of its codes."""
-    g, lanes = b.geometry, b.isa.lanes
-    sums = T.sblock_alloc_buffer((lanes,), "int32")
+def _pack(
+    b: Operand, weights: Buffer, vector: Expr, row: Row, joined: Callable[[list[Expr]], Expr], nothing: Expr
+) -> Buffer:
+    """Write all steps of a vector of columns, ``joined`` from ``depth`` rows; gives the sums of its codes."""
+    g, isa, lanes = b.geometry, b.isa, b.isa.lanes
+    sums, codes = T.sblock_alloc_buffer((lanes,), "int32"), _cell(lanes * g.depth, str(weights.dtype))
     store(sums, 0, splat(T.int32(0), lanes), lanes)
 
-    def write(step: Index, codes: list[Expr]) -> None:
-        for value in codes:
-            store(sums, 0, load(sums, 0, lanes) + value, lanes)
-        at = (vector * g.steps + step) * (lanes * g.depth)
-        store(weights, at, _joined(b, codes, "int8"), lanes * g.depth)
+    def write(step: Index, rows: list[Expr]) -> None:
+        store(codes, 0, joined(rows), lanes * g.depth)
+        value = load(codes, 0, lanes * g.depth)
+        store(sums, 0, _summed(isa, load(sums, 0, lanes), value), lanes)
+        store(weights, (vector * g.steps + step) * (lanes * g.depth), value, lanes * g.depth)
 
-    _steps(g, code, write)
+    _steps(g, row, write, nothing)
     return sums
 
 
-def _steps(g: Geometry, code: Row, write: Callable[[Index, list[Expr]], None]) -> None:
-    """Call ``write(step, codes)`` for all steps; of an overlapping one with what no other has."""
+def _summed(isa: Isa, sums: Expr, codes: Expr) -> Expr:
+    if isa.depth == 4:
+        return dot_uint8(isa, sums, splat(T.uint8(1), 4 * isa.lanes), codes)
+    return dot_int16(isa, sums, splat(T.int16(1), 2 * isa.lanes), codes)
+
+
+def _steps(g: Geometry, row: Row, write: Callable[[Index, list[Expr]], None], nothing: Expr) -> None:
+    """Call ``write(step, rows)`` for all steps; an overlapping one has ``nothing`` in what others have."""
     with T.serial(0, g.full_steps) as step:
-        write(step, [code(step * g.depth + i) for i in range(g.depth)])
+        write(step, [row(step * g.depth + i) for i in range(g.depth)])
     if g.has_tail:
-        write(g.full_steps, [code(k) for k in range(g.full_steps * g.depth, g.span)])
+        rest = [row(k) for k in range(g.full_steps * g.depth, g.span)]
+        unread = [nothing] * (g.depth - len(rest))
+        write(T.int32(g.full_steps), unread + rest if g.full_steps else rest + unread)
 
 
-def _joined(b: Operand, codes: list[Expr], dtype: str) -> Expr:
-    """The low parts of int32 vectors as elements side by side; zeros in front of fewer than ``depth``."""
-    lanes, depth = b.isa.lanes, b.geometry.depth
-    bits = 32 // depth
-    word = splat(T.int32(0), lanes)
-    for place, value in enumerate(codes, depth - len(codes)):
-        part = T.bitwise_and(value, splat(T.int32((1 << bits) - 1), lanes))
-        word = T.bitwise_or(word, T.shift_left(part, splat(T.int32(bits * place), lanes)))
-    return T.reinterpret(f"{dtype}x{lanes * depth}", word)
+def _interleaved(rows: list[Expr], lanes: int) -> Expr:
+    """Two vectors of int16, or four of bytes, as one: what has the same lane lies side by side."""
+    if len(rows) == 2:
+        return _zipped(rows[0], rows[1], lanes)
+    first, second = (T.reinterpret(f"int16x{lanes}", _zipped(rows[i], rows[i + 1], lanes)) for i in (0, 2))
+    return T.reinterpret(f"uint8x{4 * lanes}", _zipped(first, second, lanes))
 
 
-def _weights(b: Operand) -> Buffer:
-    return workspace(b.geometry.weight_bytes, "int8")
+def _narrowed(isa: Isa, codes: list[Expr]) -> Expr:
+    """``_interleaved`` of int32 vectors whose values fit."""
+    lanes, depth = isa.lanes, isa.depth
+    halves = [pack_int16(codes[i], codes[i + 1], isa) for i in range(0, depth, 2)]
+    packed = pack_bytes(halves[0], halves[1], "int8", isa) if depth == 4 else halves[0]
+    where = packed_lane if depth == 4 else packed_lane16
+    return select_lanes(packed, [where(place, i) for i in range(lanes) for place in range(depth)])
 
 
-def _opaque() -> None:
-    T.reads()
-    T.writes()
+def _zipped(a: Expr, b: Expr, lanes: int) -> Expr:
+    return T.Shuffle([a, b], [T.int32(i + side) for i in range(lanes) for side in (0, lanes)])
+
+
+def _packed_dtype(isa: Isa) -> str:
+    return "int8" if isa.depth == 4 else "int16"
+
+
+def _weights(b: Operand, dtype: str) -> Buffer:
+    return workspace(b.geometry.weight_bytes, dtype)
+
+
+def _cell(size: int, dtype: str) -> Buffer:
+    return T.sblock_alloc_buffer((size,), dtype)
+
+
+@contextmanager
+def _opaque(name: str) -> Iterator[None]:
+    with T.sblock(name):
+        T.reads()
+        T.writes()
+        yield

@@ -72,6 +72,18 @@ class Kernel:
         return self.constants.vector("scale", block * self.isa.lanes, self.isa.lanes, "float32")
 
 
+@dataclass(frozen=True)
+class Part:
+    """A step of groups that share a vector (``Geometry.spread``), whose inputs begin at ``offset``."""
+
+    offset: Index
+    step: int
+
+
+Offset = Index | list[int] | Part
+"""Where a step reads, or each single element of it."""
+
+
 def reduce(k: Kernel, spot: Spot, acc: Cells) -> Cells:
     """Start every accumulator ``acc[pixel][vector]`` from its bias and add all products."""
     for j in range(spot.vectors):
@@ -130,10 +142,22 @@ def loops(
     g = k.geometry
     per_span = g.full_steps + g.has_tail
     short = unroll or g.full_steps <= UNROLLED_SPAN
-    _repeat(g.full_steps, short, lambda i: multiply(k, spot, acc, offset + i * g.depth, step * per_span + i))
+    span_steps(k, spot, acc, offset, step * per_span, g.full_steps, short)
     if g.has_tail:
         at = offset + max(g.span - g.depth, 0)
         multiply(k, spot, acc, at, step * per_span + g.full_steps)
+
+
+def span_steps(
+    k: Kernel, spot: Spot, acc: Cells, offset: Index, step: Index, count: int, unroll: bool
+) -> None:
+    """``count`` steps of a span from ``offset`` on, the first of which is the weights' ``step``."""
+
+    def body(i: Index) -> None:
+        at = Part(offset, i) if k.geometry.spread > 1 else offset + i * k.geometry.depth
+        multiply(k, spot, acc, at, step + i)
+
+    _repeat(count, unroll or k.geometry.spread > 1, body)
 
 
 def _folded_steps(k: Kernel, spot: Spot, acc: Cells) -> None:
@@ -154,8 +178,8 @@ def _repeat(extent: int, unroll: bool, body: Callable[[Index], None]) -> None:
         body(i)
 
 
-def multiply(k: Kernel, spot: Spot, acc: Cells, offset: Index | list[int], step: Index) -> None:
-    """One step of the reduction for a whole tile; ``offset`` as in ``_word``."""
+def multiply(k: Kernel, spot: Spot, acc: Cells, offset: Offset, step: Index) -> None:
+    """One step of the reduction for a whole tile."""
     isa, width = k.isa, k.isa.lanes * k.isa.depth
     base, size = spot.block * (k.geometry.steps * width), k.geometry.steps * width
     _prefetch(k, spot, step)
@@ -177,13 +201,27 @@ def _prefetch(k: Kernel, spot: Spot, step: Index) -> None:
         k.constants.prefetch("weights", start + step * stride + element)
 
 
-def _broadcast(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:
-    """``depth`` activations in every lane."""
+def _broadcast(k: Kernel, at: Index, offset: Offset) -> Expr:
+    """``depth`` activations in every lane, of each lane's group."""
     isa = k.isa
+    if isinstance(offset, Part):
+        return _spread(k, at + offset.offset, offset.step)
     if isa.depth == 1:
         return splat(load(k.source, at + offset, 1), isa.lanes)
     word = _word(k, at, offset)
     return T.reinterpret(f"{k.source_dtype}x{isa.lanes * isa.depth}", splat(word, isa.lanes))
+
+
+def _spread(k: Kernel, at: Index, step: int) -> Expr:
+    """Those of one step of the groups from ``at`` on."""
+    isa, g = k.isa, k.geometry
+    words, count = load(k.source, at, g.spread * g.span), g.spread * g.full_steps
+    if isa.depth > 1:
+        words = T.reinterpret(f"int32x{count}", words)
+    outputs = g.channels // g.spread
+    order = [min(lane // outputs, g.spread - 1) * g.full_steps + step for lane in range(isa.lanes)]
+    chosen = T.Shuffle([words] * -(-isa.lanes // count), [T.int32(i) for i in order])
+    return chosen if isa.depth == 1 else T.reinterpret(f"{k.source_dtype}x{isa.lanes * isa.depth}", chosen)
 
 
 def _word(k: Kernel, at: Index, offset: Index | list[int]) -> Expr:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm_qplugin.schedules.x86_geometry import Axis
 from tvm_qplugin.schedules.x86_isa import Index, T, load, splat, store
-from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, loops, multiply
+from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, loops, multiply, span_steps
 from tvm_qplugin.schedules.x86_rescale16 import Cut, piece_steps
 
 
@@ -43,14 +43,19 @@ def _pieces(
         return
     g = k.geometry
     first = step * (g.full_steps + g.has_tail)
-    for start, count in piece_steps(g.full_steps, pieces):
+
+    def piece(start: Index, count: int, tail: bool) -> None:
         _clear(k, acc)
-        if count:
-            with T.serial(0, count) as i:
-                multiply(k, spot, acc, offset + (i + start) * g.depth, first + start + i)
-        if g.has_tail and start + count == g.full_steps:
+        span_steps(k, spot, acc, offset + start * g.depth, first + start, count, False)
+        if tail:
             multiply(k, spot, acc, offset + max(g.span - g.depth, 0), first + g.full_steps)
         _gather(k, acc, totals)
+
+    *whole, (start, count) = piece_steps(g.full_steps, pieces)
+    if whole:
+        with T.serial(0, len(whole)) as n:
+            piece(n * whole[0][1], whole[0][1], False)
+    piece(start, count, g.has_tail)
 
 
 def _clear(k: Kernel, acc: Cells) -> None:

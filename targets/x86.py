@@ -16,6 +16,7 @@ X86_RULES = (
     f"{_SCHEDULES}x86_average:rule",
     f"{_SCHEDULES}x86_add:rule",
     f"{_SCHEDULES}x86_chain:rule",
+    f"{_SCHEDULES}x86_softmax16:rule",
     *PORTABLE_RULES,
 )
 X86_TUNABLES = tuple(f"{_SCHEDULES}x86_tunable:{name}" for name in ("depthwise", "conv", "dense"))

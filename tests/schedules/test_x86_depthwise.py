@@ -67,6 +67,7 @@ def make_call(
     height: int = 7,
     width: int = 7,
     channels: int = 64,
+    repeat: int = 1,
     kernel: tuple[int, int] = (3, 3),
     strides: tuple[int, int] = (1, 1),
     padding: tuple[int, ...] = (1, 1, 1, 1),
@@ -86,7 +87,7 @@ def make_call(
     r = np.random.default_rng(seed)
     out_dtype = out_dtype or dtype
     integer = dtype != "float32"
-    w_shape = (channels, *kernel, 1)
+    w_shape = (outputs := channels * repeat, *kernel, 1)
     x_shape = (batch, height, width, channels)
     params: dict[str, Any] = {
         "strides": list(strides), "padding": list(padding), "dilation": list(dilation), "groups": channels,
@@ -96,13 +97,13 @@ def make_call(
         arrays = {
             "x": r.integers(lo, hi + 1, x_shape).astype(dtype),
             "w": r.integers(-127, 128, w_shape).astype("int8"),
-            "b": r.integers(-1000, 1000, channels).astype("int32"),
-            "m": (r.uniform(0.5, 1.5, channels) * factor / 120).astype("float32"),
+            "b": r.integers(-1000, 1000, outputs).astype("int32"),
+            "m": (r.uniform(0.5, 1.5, outputs) * factor / 120).astype("float32"),
         }
         bounds = clamp or INTEGER_RANGE[out_dtype]
         params |= {"in_zp": zero_points[0], "out_zp": zero_points[1], "lo": bounds[0], "hi": bounds[1]}
     else:
-        shapes = {"x": x_shape, "w": w_shape, "b": (channels,)}
+        shapes = {"x": x_shape, "w": w_shape, "b": (outputs,)}
         arrays = {k: r.standard_normal(s).astype("float32") for k, s in shapes.items()}
         params |= {"lo": None, "hi": None} if clamp is None else {"lo": clamp[0], "hi": clamp[1]}
     arrays |= values or {}
@@ -165,6 +166,7 @@ def shapes(draw: st.DrawFn, dtypes: tuple[str, ...]) -> dict[str, Any]:
         "height": size[0],
         "width": size[1],
         "channels": draw(st.sampled_from([64, 128, 192, 32, 96, 144, 24, 8, 16, 48, 100, 65])),
+        "repeat": draw(st.sampled_from([1, 1, 2, 3])),
         "kernel": kernel,
         "strides": draw(st.sampled_from([(1, 1), (2, 2), (1, 2), (3, 1)])),
         "padding": padding,
@@ -189,13 +191,14 @@ def served(cpu: str, shape: dict[str, Any]) -> bool:
 @given(data=st.data())
 def test_any_integer_call(cpu: str, data: st.DataObject) -> None:
     shape = data.draw(shapes(("uint8", "int8") if cpu == "haswell" else ("uint8",)))
-    out_dtype = data.draw(st.sampled_from(["uint8", "int8"]))
-    zero_in, zero_out = (st.integers(*INTEGER_RANGE[d]) for d in (shape["dtype"], out_dtype))
-    clamp = sorted((data.draw(zero_out), data.draw(zero_out)))
+    out_dtype = data.draw(st.sampled_from(["uint8", "int8", "int16"]))
+    zero_in, code = (st.integers(*INTEGER_RANGE[d]) for d in (shape["dtype"], out_dtype))
+    clamp, words = sorted((data.draw(code), data.draw(code))), out_dtype == "int16"
     extra = {
         "out_dtype": out_dtype,
-        "zero_points": (data.draw(zero_in), data.draw(zero_out)),
+        "zero_points": (data.draw(zero_in), 0 if words else data.draw(code)),
         "clamp": data.draw(st.sampled_from([None, clamp])),
+        "factor": 256.0 if words else 1.0,
     }
     assume(served(cpu, shape))
     verify(cpu, **shape, **extra)
@@ -222,6 +225,23 @@ def test_mobilenet_shapes(size: int, channels: int, stride: int, halo: bool) -> 
 
 
 @pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"channels": 32, "repeat": 2, "height": 28, "width": 28},
+        {"channels": 8, "repeat": 8, "height": 20, "width": 20, "strides": (2, 2)},
+        {"channels": 5, "repeat": 3, "height": 9, "width": 17, "padding": (0, 2, 1, 0)},
+        {"channels": 3, "repeat": 100, "batch": 2, "out_halo": (1, 1, 1, 1), "in_halo": (0, 1, 2, 0)},
+    ],
+)
+def test_several_outputs_of_a_channel(cpu: str, shape: dict[str, Any]) -> None:
+    verify(cpu, **shape)
+    verify(cpu, **shape, zero_points=(131, 0), out_dtype="int16", factor=256.0)
+    if cpu != "alderlake":
+        verify(cpu, **shape, dtype="float32")
+
+
+@pytest.mark.parametrize("cpu", CPUS)
 def test_keyword_spotting_shape(cpu: str) -> None:
     verify(cpu, height=25, width=5, channels=64)
 
@@ -232,6 +252,22 @@ def test_keyword_spotting_shape(cpu: str) -> None:
 def test_extremes(cpu: str, sign: int, factor: float) -> None:
     values = {"x": np.full((1, 7, 7, 64), 255, "uint8"), "w": np.full((64, 3, 3, 1), sign, "int8")}
     verify(cpu, values=values, factor=factor, clamp=(20, 200))
+    verify(cpu, values=values, factor=factor, zero_points=(7, 0), out_dtype="int16")
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"channels": 96, "height": 14, "width": 14, "kernel": (7, 7), "padding": (3,) * 4},
+        {"channels": 40, "kernel": (5, 5), "padding": (2,) * 4, "strides": (2, 2), "width": 28},
+        {"channels": 64, "height": 30, "width": 30, "strides": (3, 3)},
+        {"channels": 144, "height": 1, "width": 50, "kernel": (1, 31), "padding": (0, 15, 0, 15)},
+        {"channels": 65, "height": 14, "width": 14, "dilation": (2, 2), "padding": (2,) * 4},
+    ],
+)
+def test_bytes_become_words(cpu: str, shape: dict[str, Any]) -> None:
+    verify(cpu, **shape, zero_points=(131, 0), out_dtype="int16", factor=256.0, out_halo=(1, 0, 2, 1))
 
 
 def test_rounds_half_to_even() -> None:

@@ -201,6 +201,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "inception 1x7": layer(17, 17, 64, 192, 1, 7, padding=(0, 3, 0, 3)),
     "inception 1x1": layer(35, 35, 288, 48),
     "resnext group": layer(14, 14, 64, 64, 3, 3, padding=SAME, groups=16),
+    "regnet group": layer(14, 14, 48, 48, 3, 3, 2, padding=SAME, groups=6),
+    "groups of two": layer(9, 9, 64, 64, 3, 3, padding=SAME, groups=32, out_halo=SAME),
+    "groups of unlike sizes": layer(9, 9, 24, 30, 3, 3, padding=SAME, groups=6, in_halo=SAME),
+    "two groups": layer(9, 9, 16, 10, groups=2, batch=2),
+    "groups of large sums": layer(
+        25, 25, 16, 16, 21, 21, groups=4, values={"w": np.full((16, 21, 21, 4), 127, "int8")}
+    ),
     "atrous": layer(14, 14, 32, 32, 3, 3, padding=(2, 2, 2, 2), dilation=(2, 2)),
 }
 
@@ -351,6 +358,8 @@ DEPTHWISE: dict[str, dict[str, Any]] = {
     "7x7": depthwise(14, 14, 64, 7, padding=(3, 3, 3, 3)),
     "15x15": depthwise(20, 20, 32, 15, padding=(7, 7, 7, 7)),
     "atrous": depthwise(14, 14, 96, padding=(2, 2, 2, 2), dilation=(2, 2)),
+    "two outputs of a channel": layer(28, 28, 32, 64, 3, 3, padding=SAME, groups=32),
+    "eight down": layer(20, 20, 5, 40, 3, 3, 2, padding=SAME, groups=5),
     "large bias": depthwise(14, 14, 96, padding=SAME, bias=2**44),
 }
 
