@@ -16,13 +16,16 @@ Definition = Callable[..., te.Tensor]
 def legalize_ops() -> tvm.transform.Pass:
     """``LegalizeOps`` with these functions for float32.
 
-    They differ from libm's by less than 4e-7, relative for exp and softmax, absolute for erf; exp is 0 where
-    its result would be below the normal numbers. tanh stays libm's: states of cells sum up its errors.
+    They differ from libm's by less than 4e-7, relative for exp, softmax and sigmoid, absolute for erf; exp is
+    0 where its result would be below the normal numbers. tanh stays libm's: states of cells sum up its
+    errors.
     """
     return relax.transform.LegalizeOps(
         {
             "relax.exp": _unary("exp", topi.fast_exp, topi.exp),
             "relax.erf": _unary("erf", topi.fast_erf, topi.erf),
+            "relax.sigmoid": _unary("sigmoid", _sigmoid, topi.sigmoid),
+            "relax.nn.silu": _unary("silu", lambda x: topi.multiply(x, _sigmoid(x)), _silu),
             "relax.nn.gelu": _unary("gelu", lambda x: _gelu(x, topi.fast_erf), lambda x: _gelu(x, topi.erf)),
             "relax.nn.softmax": _softmax,
         }
@@ -42,6 +45,16 @@ def _gelu(x: te.Tensor, erf: Definition) -> te.Tensor:
     inner = erf(topi.multiply(x, tvm.tirx.const(float(np.sqrt(0.5)), x.dtype)))
     half = topi.multiply(x, tvm.tirx.const(0.5, x.dtype))
     return topi.multiply(half, topi.add(inner, tvm.tirx.const(1.0, x.dtype)))
+
+
+def _sigmoid(x: te.Tensor) -> te.Tensor:
+    """``1 / (1 + exp(-x))``."""
+    one = tvm.tirx.const(1.0, x.dtype)
+    return topi.divide(one, topi.add(topi.fast_exp(topi.negative(x)), one))
+
+
+def _silu(x: te.Tensor) -> te.Tensor:
+    return topi.multiply(x, topi.sigmoid(x))
 
 
 def _softmax(bb: relax.BlockBuilder, call: Any) -> Any:

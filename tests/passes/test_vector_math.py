@@ -37,6 +37,8 @@ def erf(x: Array) -> Array:
     [
         (op.exp, np.exp, 4e-7, 0.0),
         (op.erf, erf, 0.0, 4e-7),
+        (op.sigmoid, lambda x: 1 / (1 + np.exp(-x)), 4e-7, 0.0),
+        (op.nn.silu, lambda x: x / (1 + np.exp(-x)), 4e-7, 0.0),
         (op.nn.gelu, lambda x: x / 2 * (1 + erf(x / math.sqrt(2))), 0.0, 4e-6),
     ],
 )
@@ -52,6 +54,12 @@ def test_special_values() -> None:
     np.testing.assert_array_equal(found, [0, 0, 1, np.inf, np.inf, np.nan])
 
 
+def test_sigmoid_of_special_values() -> None:
+    x = np.array([-np.inf, -1e4, 0, 1e4, np.inf, np.nan], "float32")
+    (found,) = compile_function(module(op.sigmoid, x.shape))([x])
+    np.testing.assert_array_equal(found, [0, 0, 0.5, 1, 1, np.nan])
+
+
 def test_softmax_of_masked_scores() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 33)).astype("float32") * 5
     x[..., 20:] -= 1e4
@@ -61,7 +69,7 @@ def test_softmax_of_masked_scores() -> None:
     assert not found[..., 20:].any()
 
 
-@pytest.mark.parametrize("function", [op.exp, op.erf, op.nn.gelu, op.nn.softmax])
+@pytest.mark.parametrize("function", [op.exp, op.erf, op.nn.gelu, op.nn.softmax, op.sigmoid, op.nn.silu])
 def test_nothing_calls_libm(function: Any) -> None:
     text = legalize_ops()(module(function, (4, 8))).script()
     assert not any(f"T.{name}(" in text for name in ("exp", "erf", "tanh"))
