@@ -89,8 +89,12 @@ def _apply(call: Expr, value: Array) -> Array:
 
 
 def _pick(x: Expr, channels: Array) -> Expr:
+    n, h, w, count = shape_of(x)
     step = int(channels[1] - channels[0]) if len(channels) > 1 else 1
     first, last = int(channels[0]), int(channels[-1])
     if step > 0 and channels.tolist() == list(range(first, last + 1, step)):
         return relax.op.strided_slice(x, [3], [first], [last + 1], [step])
+    if step > 1 and count % step == 0 and np.array_equal(channels, np.arange(count).reshape(-1, step).T.flat):
+        groups = relax.op.reshape(x, (n, h * w, count // step, step))
+        return relax.op.reshape(relax.op.permute_dims(groups, [0, 1, 3, 2]), (n, h, w, count))
     return relax.op.take(x, constant(channels.astype("int64")), 3, mode="wrap")

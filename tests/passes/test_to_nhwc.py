@@ -155,6 +155,20 @@ def test_operator_without_nhwc_form_gets_transpositions() -> None:
     assert operators(module) == ["permute_dims", "nn.conv2d", "permute_dims", "nn.conv2d_transpose"]
 
 
+def test_shuffled_channels_become_one_transposition() -> None:
+    def before(b: relax.BlockBuilder, x: Expr) -> Expr:
+        groups = b.emit(op.reshape(b.emit(conv(x)), (1, 2, 4, 4, 6)))
+        turned = b.emit(op.permute_dims(groups, [0, 2, 1, 3, 4]))
+        return op.nn.relu(b.emit(op.reshape(turned, (1, 8, 4, 6))))
+
+    def expected(b: relax.BlockBuilder, x: Expr) -> Expr:
+        groups = b.emit(op.reshape(b.emit(conv_nhwc(to_nhwc(b, x))), (1, 24, 2, 4)))
+        shuffled = b.emit(op.reshape(b.emit(op.permute_dims(groups, [0, 1, 3, 2])), (1, 4, 6, 8)))
+        return op.permute_dims(b.emit(op.nn.relu(shuffled)), [0, 3, 1, 2])
+
+    check(before, expected)
+
+
 def test_channels_picked_irregularly_become_take() -> None:
     def before(b: relax.BlockBuilder, x: Expr) -> Expr:
         flat = b.emit(op.reshape(b.emit(conv(x)), (8, 24)))
