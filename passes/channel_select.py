@@ -62,15 +62,14 @@ def _as_pixels(index: Array, moved: Array) -> Callable[[Expr], Expr] | None:
 def _spread(x: Expr, groups: int, s: int, t: int) -> Expr:
     n, h, w, c = shape_of(x)
     depth = c // (groups * s * t)
-    grid: tuple[int, ...]
     if groups == 1:
-        grid, order = (s, t, depth), [0, 1, 3, 2, 4, 5]
+        rows = relax.op.permute_dims(relax.op.reshape(x, (n * h, w, s, t * depth)), [0, 2, 1, 3])
     elif depth == 1:
-        grid, order = (groups, s, t), [0, 1, 4, 2, 5, 3]
+        rows = relax.op.permute_dims(relax.op.reshape(x, (n, h, w, groups, s, t)), [0, 1, 4, 2, 5, 3])
     else:
-        grid, order = (groups, s, t, depth), [0, 1, 4, 2, 5, 3, 6]
-    turned = relax.op.permute_dims(relax.op.reshape(x, (n, h, w, *grid)), order)
-    return relax.op.reshape(turned, (n, h * s, w * t, groups * depth))
+        blocks = relax.op.reshape(x, (n, h, w, groups, s, t, depth))
+        rows = relax.op.permute_dims(blocks, [0, 1, 4, 2, 5, 3, 6])
+    return relax.op.reshape(rows, (n, h * s, w * t, groups * depth))
 
 
 def _apply(call: Expr, value: Array) -> Array:
