@@ -247,13 +247,6 @@ def global_pool(op: Callable[..., Expr]) -> Callable[[Node], Expr]:
     return convert
 
 
-def instance_norm(node: Node) -> Expr:
-    """InstanceNormalization of the axes behind the channels."""
-    x, gamma, beta = node.inputs[:3]
-    axes = list(range(2, len(shape_of(x))))
-    return relax.op.nn.instance_norm(x, gamma, beta, 1, axes, float(node.attrs.get("epsilon", 1e-5)))
-
-
 def same(node: Node) -> Expr:
     """Identity, Dropout outside training."""
     if node.used > 1:
@@ -277,7 +270,6 @@ OPERATORS: dict[str, Callable[[Node], Expr]] = {
     "ReduceMean": reduce_mean,
     "GlobalAveragePool": global_pool(relax.op.mean),
     "GlobalMaxPool": global_pool(relax.op.max),
-    "InstanceNormalization": instance_norm,
     "Identity": same,
     "Dropout": same,
 }
