@@ -15,7 +15,7 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe
 from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, SharedSpec, Spec, second
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.attention_scores import float_scores
+from tvm_qplugin.passes.attention_scores import float_scores, float_weights
 from tvm_qplugin.passes.op_kinds import (
     ELEMENTWISE,
     KIND_NAMES,
@@ -42,8 +42,8 @@ class Annotate:
 
     In: a canonical float module. Out: the same, with the ``Annotation`` in the function attribute
     ``qplugin.annotation``. ``explain(kind)`` says why a device cannot run an operator (None: it can).
-    ``wide_cells``: recurrent cells of an int8 model compute in int16 between their products, and what comes
-    before them stays in float.
+    ``wide_cells``: recurrent cells of an int8 model compute in int16 between their products; what comes
+    before them, and softmaxes that weigh many positions, stay in float.
     Raises RecipeError for a rule about a kind that does not exist.
     """
 
@@ -58,6 +58,7 @@ class Annotate:
         operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
         if self.wide_cells:
             operators = float_front(func, operators, self.recipe)
+            operators = float_weights(func, operators, self.recipe)
         operators = float_scores(operators, self.recipe, self.wide_cells)
         operators = _settle(func, operators)
         if self.wide_cells:

@@ -1,13 +1,16 @@
-"""Scores of attention: what an integer model keeps in float between a matrix product and its softmax."""
+"""Softmaxes that an integer model keeps in float: of scores of attention, and over many positions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+from tvm import relax
+
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
-from tvm_qplugin.passes.op_kinds import WEIGHTED
+from tvm_qplugin.passes import ir
+from tvm_qplugin.passes.op_kinds import MOVEMENT, WEIGHTED
 
 MASKS = ("add", "subtract", "relax.where")
 SCORES = (
@@ -18,6 +21,35 @@ MASKED = (
     "masked scores of attention stay in float: the mask takes up the whole range; a rule of a recipe can "
     "ask for it"
 )
+MOST_WEIGHTS = 256
+"""Of so many elements whose sum is 1 the mean is a step of int8."""
+WEIGHTS = (
+    "a softmax over {} positions that weighs others stays in float: most results are less than 1/256, the "
+    "step of int8; a rule of a recipe can ask for it"
+)
+
+
+def float_weights(
+    func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe
+) -> dict[str, OpAnnotation]:
+    """Keep int8 softmaxes over many positions in float where something is computed from them.
+
+    Expected positions of heat maps are such sums (soft-argmax). As a result of the model, or on the way to
+    it, the largest of the values are what matters: they stay integer.
+    """
+    found = dict(operators)
+    computing = {name for op in operators.values() if op.kind not in MOVEMENT for name in op.inputs}
+    for op in reversed(list(operators.values())):
+        if op.kind in MOVEMENT and op.output in computing:
+            computing.update(op.inputs)
+    for var, value in ir.definitions(func).items():
+        made = found.get(var.name)
+        if made is None or made.kind != "softmax" or made.scheme != "int8" or var.name not in computing:
+            continue
+        extent = ir.spec_of(var).shape[int(value.attrs.axis)]
+        if extent > MOST_WEIGHTS:
+            found[var.name] = _in_float(made, recipe, WEIGHTS.format(extent))
+    return found
 
 
 def float_scores(

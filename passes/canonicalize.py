@@ -27,6 +27,7 @@ from tvm_qplugin.passes.rebuild import (
     value_of,
     variables_in,
 )
+from tvm_qplugin.passes.sub_pixel import SubPixel
 from tvm_qplugin.passes.to_nhwc import ToNHWC
 
 IO = "qplugin.io"
@@ -46,7 +47,7 @@ def canonicalize(module: IRModule, input_layout: str = "NCHW", statistics: bool 
     if declared != len(main.params):
         raise ModelError("main takes its weights as parameters; bind them with relax.transform.BindParams")
     noted = [NoteBatchNorm()] if statistics else []
-    folded = [FoldBatchNorm(), ToNHWC(input_layout == "NHWC"), FoldPad()]
+    folded = [FoldBatchNorm(), SubPixel(), ToNHWC(input_layout == "NHWC"), FoldPad()]
     passes = [FoldConstants(), CanonicalizeOps(), FuseLayerNorm(), *noted, *folded]
     module = tvm.transform.Sequential(passes)(module)
     module["main"] = (

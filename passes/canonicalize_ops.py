@@ -34,8 +34,8 @@ class CanonicalizeOps:
     """Normalise single operators.
 
     In: ``main``, straight-line. Out: constants on the right of commutative operators, constants of one
-    element as scalars, clamps as ``clip`` or ``nn.relu``, adaptive pooling to 1x1 as ``mean``, axes not
-    negative, no identities, one reshape instead of two.
+    element as scalars, clamps as ``clip`` or ``nn.relu``, adaptive pooling as ``mean`` or of equal windows,
+    axes not negative, no identities, one reshape instead of two.
     """
 
     def transform_module(self, mod: IRModule, _ctx: PassContext) -> IRModule:
@@ -128,10 +128,18 @@ def _astype(_build: Rebuilder, call: Expr) -> Expr:
 
 
 def _adaptive(_build: Rebuilder, call: Expr) -> Expr:
-    size = call.attrs.output_size
-    if size is None or [int(s) for s in size] != [1, 1] or call.attrs.layout != "NCHW":
+    """A mean where one value is left, else a pool where all windows have the same size."""
+    x, size = call.args[0], call.attrs.output_size
+    extent = shape_of(x)[2:]
+    if size is None or call.attrs.layout not in ("NCHW", "NCW"):
         return call
-    return relax.op.mean(call.args[0], [2, 3], keepdims=True)
+    size = [int(s) for s in size]
+    if set(size) == {1}:
+        return relax.op.mean(x, list(range(2, 2 + len(size))), keepdims=True)
+    if len(size) != 2 or any(have % want for have, want in zip(extent, size, strict=True)):
+        return call
+    window = [have // want for have, want in zip(extent, size, strict=True)]
+    return relax.op.nn.avg_pool2d(x, window, window)
 
 
 def _reduce(_build: Rebuilder, call: Expr) -> Expr:
@@ -161,7 +169,7 @@ RULES: dict[str, Callable[[Rebuilder, Expr], Expr]] = {
     **{name: _flatten for name in ("expand_dims", "squeeze", "flatten")},
     "permute_dims": _permute,
     "astype": _astype,
-    "nn.adaptive_avg_pool2d": _adaptive,
+    **{name: _adaptive for name in ("nn.adaptive_avg_pool1d", "nn.adaptive_avg_pool2d")},
     **{name: _reduce for name in ("mean", "sum", "max", "min")},
     "nn.softmax": _softmax,
     "take": _take,

@@ -23,7 +23,7 @@ from tvm_qplugin.passes.rebuild import (
 
 Expr = Any
 # Axis of the output channels in the weight, by operator.
-CHANNELS = {"nn.conv2d": 0, "nn.conv1d": 0, "matmul": 1}
+CHANNELS = {"nn.conv2d": 0, "nn.conv1d": 0, "matmul": 1, "nn.conv2d_transpose": 1}
 
 
 @tvm.transform.module_pass(opt_level=0, name="FoldBatchNorm")
@@ -73,8 +73,8 @@ class _Fold(Rebuilder):
         if weight is None or (bias is not None and bias.size not in (1, factor.size)):
             return None
         axis = CHANNELS[op_name(layer)]
-        channel = 1 if axis == 0 else len(shape_of(x)) - 1
-        if int(norm.attrs.axis) != channel:
+        channel = len(shape_of(x)) - 1 if op_name(layer) == "matmul" else 1
+        if int(norm.attrs.axis) != channel or weight.shape[axis] != factor.size:  # grouped, transposed
             return None
         scaled = weight.astype("float64") * _along(factor, axis, weight.ndim)
         offset = offset if bias is None else offset + bias.astype("float64").reshape(-1) * factor

@@ -68,7 +68,7 @@ class Case:
     @property
     def scope(self) -> str:
         """A regular expression for the operators that it consists of."""
-        return rf"^{self.key}(_\d+|_codes)?$"
+        return rf"^{self.key}(_\d+|_codes|_blocks)?$"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from tvm import IRModule, relax
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.frontend import check_canonical, load
-from tvm_qplugin.passes.rebuild import op_name, shape_of, straight_bindings, value_of
+from tvm_qplugin.passes.rebuild import op_name, outputs_of, shape_of, straight_bindings, value_of
 
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -404,6 +404,50 @@ def test_gemm(trans_a: int, trans_b: int, bias: tuple[int, ...]) -> None:
     module = same_as_reference(model_of([node], {"x": shape}, weights), rand(*shape))
     weight = dict(straight_bindings(module["main"]))
     assert [shape_of(v.args[1]) for v in weight.values() if op_name(v) == "matmul"] == [(7, 5)]
+
+
+def squeezed_if(condition: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """How torch exports ``relu(conv(x).squeeze(1))`` where it does not know the shape."""
+    made = [
+        [helper.make_node("Squeeze", ["c", "axis"], ["s"])],
+        [helper.make_node("Identity", ["c"], ["i"])],
+    ]
+    results = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in ("s", "i")]
+    branches = [helper.make_graph(nodes, "b", [], [out]) for nodes, out in zip(made, results, strict=True)]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        *condition,
+        helper.make_node("If", ["is"], ["f"], then_branch=branches[0], else_branch=branches[1]),
+        helper.make_node("Relu", ["f"], ["y"]),
+    ]
+    weights = {
+        "w": rand(1, 4, 3, 3),
+        "one": np.array(1),
+        "zero": np.array(0.0, "float32"),
+        "axis": np.array([1]),
+    }
+    return model_of(nodes, {"x": IMAGE}, weights)
+
+
+@pytest.mark.parametrize(("axis", "rank"), [(1, 3), (2, 4)])
+def test_if_of_a_shape_becomes_its_branch(axis: int, rank: int) -> None:
+    condition = [
+        helper.make_node("Constant", [], ["at"], value_int=axis),
+        helper.make_node("Shape", ["c"], ["shape"]),
+        helper.make_node("Gather", ["shape", "at"], ["extent"]),
+        helper.make_node("Equal", ["extent", "one"], ["is"]),
+    ]
+    module = same_as_reference(squeezed_if(condition), rand(*IMAGE))
+    assert len(shape_of(outputs_of(module["main"])[0])) == rank
+
+
+def test_if_of_values_is_refused() -> None:
+    condition = [
+        helper.make_node("ReduceMax", ["c"], ["largest"], keepdims=0),
+        helper.make_node("Greater", ["largest", "zero"], ["is"]),
+    ]
+    with pytest.raises(ModelError, match=r"^If \(f\) cannot .*: its condition is computed from the input"):
+        load(squeezed_if(condition))
 
 
 def test_several_outputs_and_split() -> None:

@@ -84,9 +84,26 @@ def node_label(node: onnx.NodeProto) -> str:
     return f"{domain}{node.op_type} ({name})"
 
 
+def branches_of(node: onnx.NodeProto) -> dict[bool, onnx.GraphProto]:
+    """What an If runs where its condition holds, and where not; nothing for other operators."""
+    found = {attr.name: attr.g for attr in node.attribute} if node.op_type == "If" else {}
+    names = {True: "then_branch", False: "else_branch"}
+    return {key: found[name] for key, name in names.items() if name in found}
+
+
+def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph, and those in the branches of each If instead of it."""
+    for node in graph.node:
+        branches = branches_of(node)
+        if not branches:
+            yield node
+        for branch in branches.values():
+            yield from nodes_of(branch)
+
+
 def _check_operators(graph: onnx.GraphProto, supported: Collection[str]) -> None:
     unknown: dict[str, list[str]] = {}
-    for node in graph.node:
+    for node in nodes_of(graph):
         if node.domain not in ("", "ai.onnx") or node.op_type not in supported:
             kind = node_label(node).split(" (")[0]
             unknown.setdefault(kind, []).append(node_label(node)[len(kind) + 2 : -1])

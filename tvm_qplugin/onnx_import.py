@@ -23,7 +23,7 @@ from tvm_qplugin.core.attrs import STEPS
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.import_names import Named, Names
-from tvm_qplugin.onnx_file import last_line, node_label
+from tvm_qplugin.onnx_file import branches_of, last_line, node_label, nodes_of, weights_of
 from tvm_qplugin.onnx_ops import OPERATORS, Node
 from tvm_qplugin.onnx_recurrent import RECURRENT
 from tvm_qplugin.onnx_shapes import SHAPES
@@ -34,7 +34,7 @@ Expr = Any
 CONVERTERS = {**OPERATORS, **SHAPES, **WINDOWS, **RECURRENT}
 # Computed from static shapes and constants only: they never become Relax operators.
 FOLDED = {"Constant", "ConstantOfShape", "Shape", "Size", "Range", "EyeLike"}
-# Control flow, sequences and optionals cannot be straight-line code.
+# Control flow, sequences and optionals cannot be straight-line code, but for an If of static shapes.
 REFUSED = ("If", "Loop", "Scan", "Sequence", "Optional", "SplitToSequence", "ConcatFromSequence", "Unique")
 # A constant of more elements than this is not computed at import.
 FOLD_LIMIT = 2**26
@@ -59,7 +59,7 @@ class Importer(onnx_frontend.ONNXGraphImporter):
 
     def build(self, graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> IRModule:
         """The function with temporaries still called ``lv``; ``names`` has those of the tensors."""
-        self.read = {name for node in graph.node for name in node.input if name}
+        self.read = {name for node in nodes_of(graph) for name in node.input if name}
         self.read |= {out.name for out in graph.output}
         params = [self._parameter(entry, shapes) for entry in graph.input if entry.name in shapes]
         with self.bb.function("main", params=params):
@@ -104,12 +104,29 @@ class Importer(onnx_frontend.ONNXGraphImporter):
     def _add(self, node: onnx.NodeProto) -> None:
         try:
             with _quiet():
-                if not self._fold(node):
+                if node.op_type == "If":
+                    self._choose(node)
+                elif not self._fold(node):
                     self._bind(node, self._convert(node))
         except ModelError as error:
             raise ModelError(f"{node_label(node)}: {error}") from None
         except Exception as error:
             raise ModelError(f"{node_label(node)} cannot be imported: {last_line(error)}") from None
+
+    def _choose(self, node: onnx.NodeProto) -> None:
+        """The nodes of the branch that an If takes, whose condition must be known."""
+        condition = self.arrays.get(node.input[0])
+        if condition is None:
+            raise ValueError("its condition is computed from the input; export a model without control flow")
+        branch = branches_of(node)[bool(condition)]
+        self.arrays |= weights_of(branch)
+        self.read |= {result.name for result in branch.output}
+        for inner in branch.node:
+            self._add(inner)
+        for name, result in zip(node.output, branch.output, strict=True):
+            self._nodes[name] = self._expr(result.name)
+            if result.name in self.arrays:
+                self.arrays[name] = self.arrays[result.name]
 
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Compute a node whose inputs are all known; dequantization of constants stays."""

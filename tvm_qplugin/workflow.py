@@ -266,10 +266,10 @@ def with_rules(recipe: Recipe, rules: Sequence[Rule]) -> Recipe:
 
 
 def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
-    """A rule that matches nothing is a typing error."""
+    """A scope that matches nothing is a typing error; a kind of operator may be missing."""
     operators = annotation.operators.values()
     for rule in recipe.rules:
-        if not any(rule.matches(op.kind, op.output) for op in operators):
+        if rule.scope and not any(rule.matches(op.kind, op.output) for op in operators):
             names = ", ".join(op.output for op in list(operators)[:3])
             raise RecipeError(
                 f"{rule.scope!r} matches no layer; names are like {names}: "

@@ -10,7 +10,7 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.core.spec import Annotation, OpAnnotation
 from tvm_qplugin.passes.annotate import Annotate
-from tvm_qplugin.passes.attention_scores import MASKED, SCORES
+from tvm_qplugin.passes.attention_scores import MASKED, SCORES, WEIGHTS
 
 WIDE = Recipe("wide", "int16x8")
 
@@ -59,3 +59,31 @@ def test_others_are_float_where_a_mask_takes_up_the_range(recipe: Recipe, wide_c
 def test_a_rule_asks_for_integers() -> None:
     recipe = Recipe(rules=(Rule("^(scaled|weights)$", scheme="int8"),))
     assert all(op.integer for op in operators(attention(False), recipe).values())
+
+
+def positions(extent: int, expected: bool) -> IRModule:
+    """The softmax of a map, as a result; with ``expected`` the mean of positions that it weighs."""
+    bb, op = relax.BlockBuilder(), relax.op
+    x = relax.Var("x", relax.TensorType((2, 4, extent // 4), "float32"))
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            flat = bb.emit(op.reshape(x, (2, extent)), "flat")
+            map_ = bb.emit(op.reshape(bb.emit(op.nn.softmax(flat), "weights"), (2, 4, extent // 4)), "map")
+            places = relax.const(np.arange(extent // 4, dtype="float32"))
+            weighted = bb.emit(op.multiply(map_, places), "weighted") if expected else map_
+            out = bb.emit_output(
+                op.sum(weighted, [1, 2]) if expected else op.reshape(map_, (2, 2, extent // 2))
+            )
+        bb.emit_func_output(out)
+    return bb.get()
+
+
+def test_softmax_that_weighs_many_positions_is_float() -> None:
+    found = operators(positions(512, True), Recipe())
+    assert found["weights"].reason == WEIGHTS.format(512)
+    for module in (positions(256, True), positions(512, False)):
+        assert operators(module, Recipe())["weights"].integer
+    assert operators(positions(512, True), WIDE)["weights"].integer
+    assert operators(positions(512, True), Recipe(rules=(Rule("^weights$", scheme="int8"),)))[
+        "weights"
+    ].integer

@@ -65,6 +65,18 @@ REWRITES: dict[str, tuple[Callable[..., Expr], Callable[..., Expr]]] = {
         lambda b, x: op.nn.adaptive_avg_pool2d(x, (1, 1)),
         lambda b, x: op.mean(x, [2, 3], True),
     ),
+    "adaptive pool of equal windows": (
+        lambda b, x: op.nn.adaptive_avg_pool2d(x, (2, 1)),
+        lambda b, x: op.nn.avg_pool2d(x, (2, 4), (2, 4)),
+    ),
+    "adaptive pool of other windows stays": (
+        lambda b, x: op.nn.adaptive_avg_pool2d(x, (3, 4)),
+        lambda b, x: op.nn.adaptive_avg_pool2d(x, (3, 4)),
+    ),
+    "adaptive pool in one dimension": (
+        lambda b, x: op.nn.adaptive_avg_pool1d(b.emit(op.reshape(x, (1, 6, 8))), 1),
+        lambda b, x: op.mean(b.emit(op.reshape(x, (1, 6, 8))), [2], True),
+    ),
     "take from the end": (
         lambda b, x: op.take(x, relax.const(np.int64([-1])), 1),
         lambda b, x: op.take(x, relax.const(np.int64([2])), 1, mode="wrap"),

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from tvm import IRModule, relax
 from tvm.ir import assert_structural_equal
 
+from tvm_qplugin.builder import compile_function
 from tvm_qplugin.passes.rebuild import op_name, straight_bindings
 from tvm_qplugin.passes.to_nhwc import ToNHWC
 
@@ -153,6 +155,20 @@ def test_operator_without_nhwc_form_gets_transpositions() -> None:
     assert operators(module) == ["permute_dims", "nn.conv2d", "permute_dims", "nn.conv2d_transpose"]
 
 
+def test_shuffled_channels_become_one_transposition() -> None:
+    def before(b: relax.BlockBuilder, x: Expr) -> Expr:
+        groups = b.emit(op.reshape(b.emit(conv(x)), (1, 2, 4, 4, 6)))
+        turned = b.emit(op.permute_dims(groups, [0, 2, 1, 3, 4]))
+        return op.nn.relu(b.emit(op.reshape(turned, (1, 8, 4, 6))))
+
+    def expected(b: relax.BlockBuilder, x: Expr) -> Expr:
+        groups = b.emit(op.reshape(b.emit(conv_nhwc(to_nhwc(b, x))), (1, 24, 2, 4)))
+        shuffled = b.emit(op.reshape(b.emit(op.permute_dims(groups, [0, 1, 3, 2])), (1, 4, 6, 8)))
+        return op.permute_dims(b.emit(op.nn.relu(shuffled)), [0, 3, 1, 2])
+
+    check(before, expected)
+
+
 def test_channels_picked_irregularly_become_take() -> None:
     def before(b: relax.BlockBuilder, x: Expr) -> Expr:
         flat = b.emit(op.reshape(b.emit(conv(x)), (8, 24)))
@@ -174,3 +190,18 @@ def test_no_image_no_change() -> None:
         return op.nn.softmax(b.emit(op.add(x, relax.const(np.float32(1)))), 1)
 
     check(plain, plain)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_blocks_of_channels_become_pixels_in_one_transposition(groups: int) -> None:
+    def pixels(b: relax.BlockBuilder, x: Expr) -> Expr:
+        grid = b.emit(op.reshape(b.emit(conv(x)), (1, groups, 2, 2, 2 // groups, 4, 6)))
+        turned = b.emit(op.permute_dims(grid, [0, 1, 4, 5, 2, 6, 3]))
+        return op.nn.relu(b.emit(op.reshape(turned, (1, 2, 8, 12))))
+
+    moved = ToNHWC()(module_of(pixels))
+    shuffle = ["reshape", "permute_dims", "reshape"]
+    assert operators(moved) == ["permute_dims", "nn.conv2d", *shuffle, "nn.relu", "permute_dims"]
+    x = RNG.normal(size=(1, 3, 4, 6)).astype("float32")
+    (found,), (wanted,) = compile_function(moved)([x]), compile_function(module_of(pixels))([x])
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -37,6 +37,9 @@ def erf(x: Array) -> Array:
     [
         (op.exp, np.exp, 4e-7, 0.0),
         (op.erf, erf, 0.0, 4e-7),
+        (op.tanh, np.tanh, 2e-7, 0.0),
+        (op.sigmoid, lambda x: 1 / (1 + np.exp(-x)), 4e-7, 0.0),
+        (op.nn.silu, lambda x: x / (1 + np.exp(-x)), 4e-7, 0.0),
         (op.nn.gelu, lambda x: x / 2 * (1 + erf(x / math.sqrt(2))), 0.0, 4e-6),
     ],
 )
@@ -52,6 +55,15 @@ def test_special_values() -> None:
     np.testing.assert_array_equal(found, [0, 0, 1, np.inf, np.inf, np.nan])
 
 
+@pytest.mark.parametrize(
+    ("function", "wanted"), [(op.sigmoid, [0, 0, 0.5, 1, 1, np.nan]), (op.tanh, [-1, -1, 0, 1, 1, np.nan])]
+)
+def test_special_values_of_gates(function: Any, wanted: list[float]) -> None:
+    x = np.array([-np.inf, -1e4, 0, 1e4, np.inf, np.nan], "float32")
+    (found,) = compile_function(module(function, x.shape))([x])
+    np.testing.assert_array_equal(found, wanted)
+
+
 def test_softmax_of_masked_scores() -> None:
     x = np.random.default_rng(0).normal(size=(2, 3, 33)).astype("float32") * 5
     x[..., 20:] -= 1e4
@@ -61,7 +73,9 @@ def test_softmax_of_masked_scores() -> None:
     assert not found[..., 20:].any()
 
 
-@pytest.mark.parametrize("function", [op.exp, op.erf, op.nn.gelu, op.nn.softmax])
+@pytest.mark.parametrize(
+    "function", [op.exp, op.erf, op.nn.gelu, op.nn.softmax, op.sigmoid, op.nn.silu, op.tanh]
+)
 def test_nothing_calls_libm(function: Any) -> None:
     text = legalize_ops()(module(function, (4, 8))).script()
     assert not any(f"T.{name}(" in text for name in ("exp", "erf", "tanh"))

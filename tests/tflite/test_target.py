@@ -246,3 +246,21 @@ def test_real_models_map(litert: Any, shared_data: Path, name: str) -> None:
         assert data["total"] - data["mapped"] <= 4
     else:
         assert data["complete"] and not data["float_io"], reasons
+
+
+def test_models_without_the_layers_of_its_recipe_are_quantized(tmp_path: Path) -> None:
+    """The Edge TPU's recipe has a rule for dense layers; a scope that matches nothing is still an error."""
+    weight = numpy_helper.from_array(np.ones((4, 3, 3, 3), "float32"), "w")
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in [("x", SHAPE), ("y", (1, 4, 10, 10))]
+    ]
+    graph = helper.make_graph([NODE("Conv", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), tmp_path / "m.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(2, *SHAPE[1:])).astype("float32"))
+    source = ["quantize", str(tmp_path / "m.onnx"), "--target", "edgetpu"]
+    given = [*source, "--calibration", str(tmp_path / "x.npy")]
+    made = CliRunner().invoke(cli.app, [*given, "-o", str(tmp_path / "q")])
+    assert made.exit_code == 0, made.stderr
+    wrong = CliRunner().invoke(cli.app, [*given, "--float", "zz", "-o", str(tmp_path / "r")])
+    assert wrong.exit_code == 1 and "'zz' matches no layer" in wrong.stderr
