@@ -15,9 +15,10 @@ from typing import Any
 import tvm
 from tvm.ir import IRModule
 
-from tvm_qplugin.calibrator import DEFAULT_OBSERVER, ObservedModel, fresh_observers, model_hash
+from tvm_qplugin.calibrator import ObservedModel, fresh_observers, model_hash
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, QPluginError
+from tvm_qplugin.core.recipe import DEFAULT_OBSERVER
 from tvm_qplugin.progress import progress_bar
 from tvm_qplugin.samples import Sample, numbered
 
