@@ -31,6 +31,8 @@ from tvm_qplugin.console import step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.data import open_labelled, open_samples
 from tvm_qplugin.debug_pictures import check_pictures, draw
+from tvm_qplugin.given_options import say_unused
+from tvm_qplugin.observers import chosen_by
 from tvm_qplugin.outputs import check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
 from tvm_qplugin.workflow import Quantization, loading_options
@@ -51,7 +53,7 @@ LAYERS, RECIPE = "layers.json", "recipe.json"
 def debug(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="The float model: an ONNX or .pt2 file.", show_default=False),
+        typer.Argument(metavar="MODEL", help="The float model: ONNX, .pt2 or .tflite.", show_default=False),
     ],
     calibration: Data = None,
     preprocess: Prepare = None,
@@ -133,6 +135,10 @@ def debug(
         )
     if calibration is None and table is None:
         raise typer.BadParameter("give samples with --calibration, or a --table", param_hint="--calibration")
+    if calibration is None and data is None:
+        raise typer.BadParameter("a table holds no samples to compare on: give --data", param_hint="--table")
+    if max_loss is None:
+        say_unused("labels are read with --max-loss", {"--labels-offset": labels_offset})
     known = CalibrationTable.load(table) if table is not None else None
     start = time.perf_counter()
     work = Quantization(recipe, target, calibration, preprocess, key, samples, observer)
@@ -189,6 +195,8 @@ def _diagnosed(
 
     check(module, work.recipe)
     kept: Any = None
+    if table is not None and work.observer is not None:
+        table = chosen_by(table, work.observer)
     if table is None:
         with step("calibrating", spin=False):
             table, kept = calibrated(

@@ -95,6 +95,15 @@ def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(path, recipe)))
 
 
+def recipe_of_source(module: IRModule) -> Recipe:
+    """The recipe that ``with_source`` noted."""
+    from tvm_qplugin.builder import SOURCE
+    from tvm_qplugin.core.recipe import Recipe
+    from tvm_qplugin.passes import ir
+
+    return Recipe.from_json(json.loads(str(ir.main_function(module).attrs[SOURCE]))["recipe"])
+
+
 def inspect_source(source: Path, recipe: str | None = None, target: str = "host", **options: Any) -> Contents:
     """Look into an artifact, a quantized model or an ONNX file. Raises QPluginError.
 

@@ -12,6 +12,7 @@ from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
+from tvm_qplugin.given_options import of_all, of_ranges, of_samples, say_unused
 from tvm_qplugin.inspection import annotation_of, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
@@ -53,9 +54,10 @@ class Quantization:
             raise CalibrationError(
                 f"{self.calibration} does not exist: give a folder of images, .npz or .npy"
             )
-        if self.observer is not None:
-            find_observer(self.observer)
         recipe = find_recipe(self.recipe_name) if self.recipe_name is not None else None
+        for observer in (self.observer, *(recipe.observers if recipe is not None else ())):
+            if observer is not None:
+                find_observer(observer)
         if recipe is not None and with_rules(recipe, self.rules).schemes == {"float"}:
             raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
         Preprocess.parse(self.preprocess or "")
@@ -79,8 +81,11 @@ class Quantization:
     def recipe(self) -> Recipe:
         """The recipe that was named, or the target's, with what the options add to it."""
         found = find_recipe(self.profile.recipe if self.recipe_name is None else self.recipe_name)
+        found = with_rules(found, self.rules)
+        if self.observer is not None and found.integer:
+            found = found.with_observer(self.observer)
         return replace(
-            with_rules(found, self.rules),
+            found,
             group=found.group if self.group is None else self.group,
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
@@ -120,23 +125,24 @@ class Quantization:
             stored = None if self._asks(table) else recipe_of_stored(module)
             if stored is not None:
                 say(f"{model} is quantized already (scheme {stored.name}): it stays as it is", "yellow")
+                say_unused("nothing is quantized", of_all(self, table))
                 module = quantize_module(module, recipe=stored, target=self.target, io=io)
                 return with_source(module, model, stored), None
             if is_quantized(module):
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
-                table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
-            elif self.recipe.storage:
-                if (table is not None or self.calibration is not None) and not self.needs_samples:
-                    say(
-                        f"recipe {self.recipe.name} needs no calibration: what was given is not read",
-                        "yellow",
-                    )
+                say_unused("nothing is quantized", of_all(self, table))
+                module = tvm.transform.Sequential([QuantizeIO(io)])(module)
+                return with_source(module, model, find_recipe(self.profile.recipe)), None
+            if self.recipe.storage:
+                self._say_what_storing_leaves_out(table)
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 table, module = None, self._stored(module, io)
             else:
                 _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
                 split = Split.of(module)
                 if self.data_free:
+                    unused = of_ranges(self, table) | of_samples(self) | {"--preprocess": None}
+                    say_unused("ranges are estimated from batch norms", unused)
                     return self._estimated(module, model, io), None
                 table = self._ranges(module, table, split.offer if self.accuracy else split.kept.offer)
                 with step("quantizing", spin=not self.needs_samples):
@@ -153,6 +159,15 @@ class Quantization:
                         progress=True,
                     )
         return with_source(module, model, recipe_of(module) or self.recipe), table
+
+    def _say_what_storing_leaves_out(self, table: CalibrationTable | None) -> None:
+        """Name the options that a recipe that computes in float has no use for."""
+        if self.data_free:
+            raise RecipeError(
+                f"--data-free estimates ranges, and recipe {self.recipe.name!r} has none: leave it out"
+            )
+        unused = of_ranges(self, table) | ({} if self.needs_samples else of_samples(self))
+        say_unused(f"recipe {self.recipe.name} needs no calibration", unused)
 
     def _stored(self, module: IRModule, io: str) -> IRModule:
         """The module of a scheme that computes in float; samples are read only to win accuracy back."""
@@ -215,6 +230,8 @@ class Quantization:
                 )
             for _, sample in numbered(self.samples_of(module), self.samples):
                 offer(sample)
+        unused = of_ranges(self, None) | ({} if self.needs_samples else of_samples(self))
+        say_unused("ranges are those of the table", unused | {"--observer": None})
         return table
 
     def table_of(self, module: IRModule, each: Callable[[Sample], object] | None = None) -> CalibrationTable:
@@ -240,7 +257,7 @@ class Quantization:
                 module,
                 samples,
                 names=annotation.observed(),
-                observer=HISTOGRAM if self.accuracy else self.observer or self.recipe.observer,
+                observer=HISTOGRAM if self.accuracy else annotation.observers(),
                 limit=self.samples,
                 progress=True,
                 each=each,

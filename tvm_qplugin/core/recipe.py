@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,8 +107,7 @@ class Recipe:
         _check_scheme(self.scheme)
         _check_group(self.group)
         _check_types(self)
-        observers = {self.observer, *(rule.observer for rule in self.rules)} - {None, DEFAULT_OBSERVER}
-        if observers and not self.integer:
+        if self.observers - {DEFAULT_OBSERVER} and not self.integer:
             raise RecipeError(
                 f"recipe {self.name!r} names an observer, which only schemes {' and '.join(INTEGER_SCHEMES)} "
                 "have a use for: leave it out"
@@ -142,6 +141,12 @@ class Recipe:
         return frozenset({self.scheme, *(rule.scheme for rule in self.rules if rule.scheme is not None)})
 
     @property
+    def observers(self) -> frozenset[str]:
+        """All that a tensor may be measured with."""
+        named = {rule.observer for rule in self.rules if rule.observer is not None}
+        return frozenset({self.observer, *named})
+
+    @property
     def integer(self) -> bool:
         """Whether anything is computed in integers, which needs calibration."""
         return not self.schemes.isdisjoint(INTEGER_SCHEMES)
@@ -165,6 +170,12 @@ class Recipe:
                 fields = {key: getattr(rule, key) for key in chosen}
                 chosen.update({key: value for key, value in fields.items() if value is not None})
         return Choice(**chosen)
+
+    def with_observer(self, observer: str) -> Recipe:
+        """The recipe with one observer for all tensors, whatever its rules say."""
+        return replace(
+            self, observer=observer, rules=tuple(replace(rule, observer=None) for rule in self.rules)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
