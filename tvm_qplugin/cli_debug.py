@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
 ROWS = 15
 LAYERS, RECIPE = "layers.json", "recipe.json"
+_UNMET = "no recipe was found that meets the budget: allow more with --max-loss, or less with --sqnr"
 
 
 def debug(
@@ -133,6 +135,8 @@ def debug(
         raise typer.BadParameter(
             "a loss of accuracy needs labelled samples: give --data", param_hint="--max-loss"
         )
+    if sqnr is not None and not math.isfinite(sqnr):
+        raise typer.BadParameter(f"{sqnr} is no number of decibels", param_hint="--sqnr")
     if calibration is None and table is None:
         raise typer.BadParameter("give samples with --calibration, or a --table", param_hint="--calibration")
     if calibration is None and data is None:
@@ -261,7 +265,7 @@ def _report(found: Diagnosis, model: Path, written: list[str], seconds: float) -
             parts.append(report.line(f"  {scheme} to {names}"))
     parts.append(report.line(f"compared in {seconds:.1f} s" + "".join(f"\n  {path}" for path in written)))
     failed = proposal is not None and not proposal.met
-    return Report(data, tuple(parts), "no recipe was found that meets the budget" if failed else "")
+    return Report(data, tuple(parts), _UNMET if failed else "")
 
 
 def _table(ranking: list[LayerErrors]) -> RenderableType:

@@ -283,15 +283,20 @@ def with_rules(recipe: Recipe, rules: Sequence[Rule]) -> Recipe:
 
 
 def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
-    """A rule that matches nothing is a typing error."""
+    """A rule that matches nothing is a typing error, and so are rules that leave nothing to quantize."""
     operators = annotation.operators.values()
     for rule in recipe.rules:
         if not any(rule.matches(op.kind, op.output) for op in operators):
             names = ", ".join(op.output for op in list(operators)[:3])
+            kind = "" if rule.op is None else f" of kind {rule.op!r}"
             raise RecipeError(
-                f"{rule.scope!r} matches no layer; names are like {names}: "
+                f"{rule.scope!r} matches no layer{kind}; names are like {names}: "
                 "`tvm-qplugin inspect MODEL` lists them"
             )
+    if operators and all(recipe.choose(op.kind, op.output).scheme == "float" for op in operators):
+        raise RecipeError(
+            f"the rules of recipe {recipe.name!r} keep every layer in float: use `tvm-qplugin build MODEL`"
+        )
 
 
 def loading_options(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:
