@@ -155,7 +155,12 @@ QUANTIZE: list[Case] = [
     ("recipe file", lambda d: (*GOOD, "--recipe", _text(d)), 1, ("not JSON",)),
     ("regex", lambda d: (*GOOD, "--float", "("), 1, ("regular expression",)),
     ("no such layer", lambda d: (*GOOD, "--float", "zz"), 1, ("matches no layer",)),
-    ("no such layer of a kind", lambda d: (*GOOD, "--recipe", _rule(d, op="prelu")), 1, ("kind 'prelu'",)),
+    (
+        "no such layer of a kind",
+        lambda d: (*GOOD, "--recipe", _rule(d, scope="stem", op="prelu")),
+        1,
+        ("kind 'prelu'",),
+    ),
     ("all in float", lambda d: (*GOOD, "--float", "."), 1, ("keep every layer in float", "build")),
     ("table is missing", lambda d: (MODEL, "--table", d / "gone.json"), 1, ("gone.json", "cannot be read")),
     ("table is text", lambda d: (MODEL, "--table", _text(d)), 1, ("notes.txt", "not JSON")),

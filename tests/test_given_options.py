@@ -140,6 +140,22 @@ def test_a_model_without_ranges_has_none_to_estimate(tmp_path):
     assert not (tmp_path / "q").exists()
 
 
+def test_a_rule_for_a_kind_of_layer_that_the_model_has_none_of(tmp_path):
+    """As the recipe of the Edge TPU has one for dense layers."""
+    rule = {"op": "prelu", "per_channel": False}
+    _quantized(tmp_path, *FEW, "--recipe", _recipe(tmp_path, rules=[rule]))
+    for command in (("inspect",), ("debug", *FEW), ("calibrate", *FEW, "-o", tmp_path / "t.json")):
+        wrong = _recipe(tmp_path, rules=[{**rule, "scope": "stem"}])
+        result = call(command[0], MODEL, *command[1:], "--recipe", wrong)
+        assert result.exit_code == 1 and "'stem' matches no layer of kind 'prelu'" in result.stderr
+
+
+def test_a_plan_is_of_a_float_model(tmp_path):
+    _quantized(tmp_path, *FEW)
+    result = call("inspect", tmp_path / "q", "--recipe", "dynamic")
+    assert result.exit_code == 0 and "this quantized model: --recipe is not used" in result.stderr
+
+
 def test_layers_that_are_stored_small_are_counted_by_scheme(tmp_path):
     recipe = _recipe(tmp_path, scheme="dynamic", rules=[{"op": "dense", "scheme": "weight_int4"}])
     found, _ = _quantized(tmp_path, "--recipe", recipe)

@@ -33,6 +33,7 @@ from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.data import open_labelled, open_samples
 from tvm_qplugin.debug_pictures import check_pictures, draw
 from tvm_qplugin.given_options import say_unused
+from tvm_qplugin.inspection import annotation_of, check_scopes
 from tvm_qplugin.observers import chosen_by
 from tvm_qplugin.outputs import check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
@@ -198,6 +199,7 @@ def _diagnosed(
     from tvm_qplugin.debugger import calibrated, check, diagnose
 
     check(module, work.recipe)
+    check_scopes(work.recipe, annotation_of(module, work.recipe, work.profile))
     kept: Any = None
     if table is not None and work.observer is not None:
         table = chosen_by(table, work.observer)

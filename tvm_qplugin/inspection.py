@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_qplugin.core.errors import ArtifactError, ModelError
+from tvm_qplugin.core.errors import ArtifactError, ModelError, RecipeError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo
 from tvm_qplugin.core.once import Once
 from tvm_qplugin.store import MANIFEST, read_manifest, verify
@@ -185,6 +185,22 @@ def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> A
 
     annotated = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
     return Annotation.loads(str(ir.main_function(annotated).attrs[ANNOTATION]))
+
+
+def check_scopes(recipe: Recipe, annotation: Annotation) -> None:
+    """Raise RecipeError for a scope that matches nothing: a typing error.
+
+    A rule for all layers of a kind holds for models without any, too.
+    """
+    operators = annotation.operators.values()
+    for rule in recipe.rules:
+        if rule.scope and not any(rule.matches(op.kind, op.output) for op in operators):
+            names = ", ".join(op.output for op in list(operators)[:3])
+            kind = "" if rule.op is None else f" of kind {rule.op!r}"
+            raise RecipeError(
+                f"{rule.scope!r} matches no layer{kind}; names are like {names}: "
+                "`tvm-qplugin inspect MODEL` lists them"
+            )
 
 
 def _is_stage(source: Path) -> bool:

@@ -13,7 +13,7 @@ from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
 from tvm_qplugin.given_options import of_all, of_ranges, of_samples, say_unused
-from tvm_qplugin.inspection import annotation_of, with_source
+from tvm_qplugin.inspection import annotation_of, check_scopes, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tvm.ir import IRModule
 
     from tvm_qplugin.core.profile import TargetProfile
-    from tvm_qplugin.core.spec import Annotation
     from tvm_qplugin.samples import Sample
 
 
@@ -135,10 +134,10 @@ class Quantization:
                 return with_source(module, model, find_recipe(self.profile.recipe)), None
             if self.recipe.storage:
                 self._say_what_storing_leaves_out(table)
-                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
+                self._check_rules(module)
                 table, module = None, self._stored(module, io)
             else:
-                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
+                self._check_rules(module)
                 split = Split.of(module)
                 if self.data_free:
                     unused = of_ranges(self, table) | of_samples(self) | {"--preprocess": None}
@@ -159,6 +158,17 @@ class Quantization:
                         progress=True,
                     )
         return with_source(module, model, recipe_of(module) or self.recipe), table
+
+    def _check_rules(self, module: IRModule) -> None:
+        """Raise RecipeError for a rule that matches nothing, and for rules that leave nothing to quantize."""
+        annotation = annotation_of(module, self.recipe, self.profile)
+        check_scopes(self.recipe, annotation)
+        chosen = {self.recipe.choose(op.kind, op.output).scheme for op in annotation.operators.values()}
+        if chosen == {"float"}:
+            raise RecipeError(
+                f"the rules of recipe {self.recipe.name!r} keep every layer in float: use "
+                "`tvm-qplugin build MODEL`"
+            )
 
     def _say_what_storing_leaves_out(self, table: CalibrationTable | None) -> None:
         """Name the options that a recipe that computes in float has no use for."""
@@ -249,6 +259,7 @@ class Quantization:
             )
         samples = self.samples_of(module)
         annotation = annotation_of(module, self.recipe, self.profile)
+        check_scopes(self.recipe, annotation)
         with step("calibrating", spin=False):
             run: Callable[..., CalibrationTable] = calibrate
             if self.workers > 1 or self.cluster is not None:
@@ -280,23 +291,6 @@ class Quantization:
 def with_rules(recipe: Recipe, rules: Sequence[Rule]) -> Recipe:
     """The recipe with more rules behind its own."""
     return replace(recipe, rules=(*recipe.rules, *rules))
-
-
-def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
-    """A rule that matches nothing is a typing error, and so are rules that leave nothing to quantize."""
-    operators = annotation.operators.values()
-    for rule in recipe.rules:
-        if not any(rule.matches(op.kind, op.output) for op in operators):
-            names = ", ".join(op.output for op in list(operators)[:3])
-            kind = "" if rule.op is None else f" of kind {rule.op!r}"
-            raise RecipeError(
-                f"{rule.scope!r} matches no layer{kind}; names are like {names}: "
-                "`tvm-qplugin inspect MODEL` lists them"
-            )
-    if operators and all(recipe.choose(op.kind, op.output).scheme == "float" for op in operators):
-        raise RecipeError(
-            f"the rules of recipe {recipe.name!r} keep every layer in float: use `tvm-qplugin build MODEL`"
-        )
 
 
 def loading_options(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:
