@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -137,11 +139,39 @@ def _processes(work: Work, workers: int) -> Iterator[Submit]:
     """Processes of this machine, one thread each."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,)) as pool:
+
+        def submit(start: int, piece: Sequence[Sample]) -> Future[CalibrationTable]:
+            with _sheltered():
+                return pool.submit(_run, start, list(piece))
+
         try:
-            yield lambda start, piece: pool.submit(_run, start, piece)
+            yield submit
         except BaseException:
+            working = list(pool._processes.values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in working:
+                process.terminate()
             raise
+
+
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """Processes that are started here do not see Ctrl-C, which is for this one; it sees it afterwards.
+
+    They inherit the mask; the handler is exchanged because another thread may take the signal.
+    """
+    pressed: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if ours else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 _work: list[Work] = []
