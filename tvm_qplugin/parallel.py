@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
+import pickle
 import signal
 import threading
 from collections import deque
@@ -17,6 +17,7 @@ from typing import Any
 import tvm
 from tvm.ir import IRModule
 
+from tvm_qplugin import calibration_worker
 from tvm_qplugin.calibrator import ObservedModel, fresh_observers, model_hash
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, QPluginError
@@ -138,11 +139,12 @@ def _with(table: CalibrationTable | None, part: CalibrationTable) -> Calibration
 def _processes(work: Work, workers: int) -> Iterator[Submit]:
     """Processes of this machine, one thread each."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,)) as pool:
+    given = (pickle.dumps(work),)
+    with ProcessPoolExecutor(workers, context, calibration_worker.start, given) as pool:
 
         def submit(start: int, piece: Sequence[Sample]) -> Future[CalibrationTable]:
             with _sheltered():
-                return pool.submit(_run, start, list(piece))
+                return pool.submit(calibration_worker.run, start, list(piece))
 
         try:
             yield submit
@@ -172,18 +174,6 @@ def _sheltered() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
         if pressed:
             signal.raise_signal(signal.SIGINT)
-
-
-_work: list[Work] = []
-
-
-def _start(work: Work) -> None:
-    os.environ.setdefault("TVM_NUM_THREADS", "1")
-    _work[:] = [work]
-
-
-def _run(start: int, samples: list[Sample]) -> CalibrationTable:
-    return observe_piece(_work[0], start, samples)
 
 
 @contextmanager

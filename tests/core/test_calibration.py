@@ -94,6 +94,11 @@ def _changed(**change):
         (_changed(ranges={"x": {"low": 1}}), "damaged"),
         (_changed(ranges={"x": {"low": 1, "high": 0, "observer": "min_max", "count": 1}}), "damaged"),
         (_changed(ranges={"x": {"low": 0, "high": 1, "observer": "min_max", "count": 0}}), "damaged"),
+        (
+            _changed(ranges={"x": {"low": 0, "high": 1e39, "observer": "min_max", "count": 1}}),
+            r"range .0.0, 1e\+39",
+        ),
+        (_changed(samples=-1), "samples -1"),
     ],
 )
 def test_damaged_files(tmp_path, text, message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,8 @@ CalibrationHook = Callable[[str, Array], None]
 
 FORMAT = "qplugin.calibration"
 VERSION = 1
+LARGEST = 3.4028234663852886e38
+"""The largest float32."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,9 @@ class CalibrationTable:
             )
         try:
             ranges = {str(name): _range(item) for name, item in data["ranges"].items()}
-            return cls(_of(str, data["model_hash"]), _of(int, data["samples"]), ranges)
+            if _of(int, data["samples"]) < 1:
+                raise ValueError(f"samples {data['samples']}")
+            return cls(_of(str, data["model_hash"]), data["samples"], ranges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(f"damaged calibration table ({error!r}): calibrate again") from None
 
@@ -180,7 +183,7 @@ def _range(item: dict[str, Any]) -> TensorRange:
         _of(int, item["count"]),
         None if counted is None else Histogram.from_json(counted),
     )
-    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
+    if not -LARGEST <= found.low <= found.high <= LARGEST:
         raise ValueError(f"range [{found.low}, {found.high}]")
     if found.count < 1:
         raise ValueError(f"count {found.count}")
