@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
@@ -109,12 +110,19 @@ class CalibrationTable:
                 f"the calibration table belongs to another model: it is of {self.model_hash}, this model is "
                 f"{model_hash}; calibrate this model for this target, or use the model that the table is of"
             )
+        names = list(names)
         missing = [name for name in names if name not in self.ranges]
         if missing:
             raise CalibrationError(
                 f"the calibration table has no range for {_some(missing)}; it was made with other names or "
                 "another recipe: calibrate again"
             )
+        for name in names:
+            low, high = self.ranges[name].low, self.ranges[name].high
+            if max(-low, high) > LARGEST:
+                raise CalibrationError(
+                    f"the range [{low:g}, {high:g}] of {name!r} is beyond float32: calibrate again"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back exactly."""
@@ -137,7 +145,7 @@ class CalibrationTable:
             )
         try:
             ranges = {str(name): _range(item) for name, item in data["ranges"].items()}
-            if _of(int, data["samples"]) < 1:
+            if _of(int, data["samples"]) < 0:
                 raise ValueError(f"samples {data['samples']}")
             return cls(_of(str, data["model_hash"]), data["samples"], ranges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -183,7 +191,7 @@ def _range(item: dict[str, Any]) -> TensorRange:
         _of(int, item["count"]),
         None if counted is None else Histogram.from_json(counted),
     )
-    if not -LARGEST <= found.low <= found.high <= LARGEST:
+    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
         raise ValueError(f"range [{found.low}, {found.high}]")
     if found.count < 1:
         raise ValueError(f"count {found.count}")
