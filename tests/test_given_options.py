@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tvm_ffi
 from tvm.ir import IRModule, assert_structural_equal
@@ -117,6 +118,18 @@ def test_options_without_a_use_are_named(args, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert said in _quantized(tmp_path, *args)[1]
     assert not (tmp_path / "t.json").exists()
+
+
+def test_what_finds_nothing_in_a_model_is_said(tmp_path):
+    _, said = _quantized(tmp_path, "--recipe", "dynamic", "--smooth", *FEW)
+    assert "no norm feeds dense layers here: --smooth is not used" in said and "--equalize" not in said
+
+
+def test_samples_of_a_single_value(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((3, 1, 8, 8), 0.5, "float32"))
+    _, said = _quantized(tmp_path, "--calibration", tmp_path / "x.npy")
+    assert "in all 3 samples image_nhwc holds nothing but 0.5" in said
+    assert "holds nothing but" not in _quantized(tmp_path, *FEW)[1]
 
 
 def test_a_table_leaves_samples_unread(tmp_path, tables):

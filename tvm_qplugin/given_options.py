@@ -10,7 +10,10 @@ from tvm_qplugin.console import say
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tvm.ir import IRModule
+
     from tvm_qplugin.core.calibration import CalibrationTable
+    from tvm_qplugin.core.recipe import Recipe
     from tvm_qplugin.workflow import Quantization
 
 
@@ -19,6 +22,30 @@ def say_unused(why: str, options: Mapping[str, Any]) -> None:
     names = [name for name, value in options.items() if value]
     if names:
         say(f"{why}: {', '.join(names)} {'is' if len(names) == 1 else 'are'} not used", "yellow")
+
+
+def say_nothing_to_rescale(module: IRModule, recipe: Recipe) -> None:
+    """Say that smoothing or equalizing, where it is asked for, finds nothing in the model."""
+    from tvm_qplugin.passes import ir
+    from tvm_qplugin.passes.layer_pairs import layer_pairs
+    from tvm_qplugin.passes.smooth_quant import smoothable
+
+    func = ir.main_function(module)
+    if recipe.smooth and not smoothable(func):
+        say_unused("no norm feeds dense layers here", {"--smooth": True})
+    if recipe.equalize and not layer_pairs(func):
+        say_unused("no two layers follow each other here", {"--equalize": True})
+
+
+def say_flat(table: CalibrationTable) -> None:
+    """Say that the first tensor, which is what the model is given, has one value in all samples."""
+    for name, seen in list(table.ranges.items())[:1]:
+        if seen.low == seen.high:
+            say(
+                f"in all {table.samples} samples {name} holds nothing but {seen.low:g}: give samples of what "
+                "the model will see",
+                "yellow",
+            )
 
 
 def of_ranges(work: Quantization, table: CalibrationTable | None) -> dict[str, Any]:

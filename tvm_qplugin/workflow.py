@@ -12,7 +12,14 @@ from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
-from tvm_qplugin.given_options import of_all, of_ranges, of_samples, say_unused
+from tvm_qplugin.given_options import (
+    of_all,
+    of_ranges,
+    of_samples,
+    say_flat,
+    say_nothing_to_rescale,
+    say_unused,
+)
 from tvm_qplugin.inspection import annotation_of, check_scopes, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
@@ -161,6 +168,7 @@ class Quantization:
 
     def _check_rules(self, module: IRModule) -> None:
         """Raise RecipeError for a rule that matches nothing, and for rules that leave nothing to quantize."""
+        say_nothing_to_rescale(module, self.recipe)
         annotation = annotation_of(module, self.recipe, self.profile)
         check_scopes(self.recipe, annotation)
         chosen = {self.recipe.choose(op.kind, op.output).scheme for op in annotation.operators.values()}
@@ -264,7 +272,7 @@ class Quantization:
             run: Callable[..., CalibrationTable] = calibrate
             if self.workers > 1 or self.cluster is not None:
                 run = partial(calibrate_parallel, workers=self.workers, cluster=self.cluster)
-            return run(
+            table = run(
                 module,
                 samples,
                 names=annotation.observed(),
@@ -273,6 +281,8 @@ class Quantization:
                 progress=True,
                 each=each,
             )
+        say_flat(table)
+        return table
 
     def samples_of(self, module: IRModule) -> Iterable[Sample]:
         """The samples; CalibrationError where none were given."""
