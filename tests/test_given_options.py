@@ -132,6 +132,13 @@ def test_samples_of_a_single_value(tmp_path):
     assert "holds nothing but" not in _quantized(tmp_path, *FEW)[1]
 
 
+def test_a_dump_that_cannot_be_written_is_said_and_spoils_no_result(tmp_path):
+    (tmp_path / "ir" / "000_FoldConstants.py").mkdir(parents=True)
+    _, said = _quantized(tmp_path, "--recipe", "fp16", "--dump", tmp_path / "ir")
+    assert "cannot write" in said and "000_FoldConstants.py" in said and said.count("is not complete") == 1
+    assert "main" in (tmp_path / "ir" / "001_CanonicalizeOps.py").read_text()
+
+
 def test_a_table_leaves_samples_unread(tmp_path, tables):
     _, said = _quantized(tmp_path, "--table", tables["min_max"], "--samples", "3")
     assert "ranges are those of the table: --samples is not used" in said
