@@ -30,6 +30,7 @@ from tvm_qplugin.command_options import (
 )
 from tvm_qplugin.console import step
 from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.errors import QPluginError
 from tvm_qplugin.data import open_labelled, open_samples
 from tvm_qplugin.debug_pictures import check_pictures, draw
 from tvm_qplugin.given_options import say_unused
@@ -223,18 +224,23 @@ def _diagnosed(
 
 def _write(found: Diagnosis, folder: Path, pictures: bool) -> list[str]:
     """The files of ``--output``, each there as a whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {LAYERS: found.to_json()}
     if found.proposal is not None:
         texts[RECIPE] = found.proposal.recipe.to_json()
-    with TemporaryDirectory(prefix=".tvm-qplugin-", dir=folder) as draft:
-        for name, data in texts.items():
-            text = json.dumps(report.plain(data), indent=1, allow_nan=False)
-            (Path(draft) / name).write_text(f"{text}\n", encoding="utf-8")
-        drawn = draw(found.layers, Path(draft)) if pictures else []
-        written = [folder / name for name in (*texts, *(path.name for path in drawn))]
-        for path in written:
-            os.replace(Path(draft) / path.name, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".tvm-qplugin-", dir=folder) as draft:
+            for name, data in texts.items():
+                text = json.dumps(report.plain(data), indent=1, allow_nan=False)
+                (Path(draft) / name).write_text(f"{text}\n", encoding="utf-8")
+            drawn = draw(found.layers, Path(draft)) if pictures else []
+            written = [folder / name for name in (*texts, *(path.name for path in drawn))]
+            for path in written:
+                os.replace(Path(draft) / path.name, path)
+    except OSError as error:
+        raise QPluginError(
+            f"cannot write {folder} ({error.strerror or error}): choose another directory"
+        ) from error
     return [str(path) for path in written]
 
 
