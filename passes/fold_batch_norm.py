@@ -78,10 +78,12 @@ class _Fold(Rebuilder):
             return None
         scaled = weight.astype("float64") * _along(factor, axis, weight.ndim)
         offset = offset if bias is None else offset + bias.astype("float64").reshape(-1) * factor
-        call = relax.Call(
-            layer.op, [layer.args[0], constant(scaled.astype(weight.dtype))], layer.attrs, layer.ty_args
-        )
-        return relax.op.add(call, constant(_along(offset, channel, len(shape_of(x))).astype(weight.dtype)))
+        with np.errstate(over="ignore"):
+            weight, shift = scaled.astype(weight.dtype), offset.astype(weight.dtype)
+        if not (np.isfinite(weight).all() and np.isfinite(shift).all()):
+            return None
+        call = relax.Call(layer.op, [layer.args[0], constant(weight)], layer.attrs, layer.ty_args)
+        return relax.op.add(call, constant(_along(shift, channel, len(shape_of(x)))))
 
     def _sole(self, x: Expr) -> Expr:
         """What ``x`` is bound to, if nothing else uses it."""

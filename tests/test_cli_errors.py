@@ -67,6 +67,12 @@ def _text(folder: Path) -> Path:
     return folder / "notes.txt"
 
 
+def _rule(folder: Path, **fields: object) -> Path:
+    """A recipe with one rule."""
+    (folder / "r.json").write_text(json.dumps({"rules": [{"scheme": "float", **fields}]}))
+    return folder / "r.json"
+
+
 def _truncated(folder: Path) -> Path:
     (folder / "cut.onnx").write_bytes(Path(MODEL).read_bytes()[:200_000])
     return folder / "cut.onnx"
@@ -149,6 +155,13 @@ QUANTIZE: list[Case] = [
     ("recipe file", lambda d: (*GOOD, "--recipe", _text(d)), 1, ("not JSON",)),
     ("regex", lambda d: (*GOOD, "--float", "("), 1, ("regular expression",)),
     ("no such layer", lambda d: (*GOOD, "--float", "zz"), 1, ("matches no layer",)),
+    (
+        "no such layer of a kind",
+        lambda d: (*GOOD, "--recipe", _rule(d, scope="stem", op="prelu")),
+        1,
+        ("kind 'prelu'",),
+    ),
+    ("all in float", lambda d: (*GOOD, "--float", "."), 1, ("keep every layer in float", "build")),
     ("table is missing", lambda d: (MODEL, "--table", d / "gone.json"), 1, ("gone.json", "cannot be read")),
     ("table is text", lambda d: (MODEL, "--table", _text(d)), 1, ("notes.txt", "not JSON")),
     ("shape option", lambda d: (*GOOD, "--shape", "image"), 1, ("--shape 'image'",)),

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from tvm_qplugin import cli, demo
+from tvm_qplugin import cli, cli_debug, demo
+from tvm_qplugin.core.errors import QPluginError
 
 MODEL = str(demo.model_path())
 QUANTIZE = ("quantize", MODEL, "--calibration", str(demo.calibration_path()), "--samples", "20")
@@ -102,6 +104,22 @@ def test_a_full_disk_leaves_the_old_stage(made, tmp_path, monkeypatch):
     assert result.exit_code == 1 and "No space left on device" in result.stderr
     assert os.listdir(tmp_path) == ["q"]
     assert (tmp_path / "q" / "module.json").read_bytes() == before
+
+
+def test_a_full_disk_is_told_with_the_path(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_bytes", _raises(OSError(28, "No space left on device")))
+    result = call("export", made / "q", "-o", tmp_path / "m.tflite")
+    assert result.exit_code == 1
+    assert "m.tflite (No space left on device): choose" in " ".join(result.stderr.split())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_leaves_no_half_of_a_diagnosis(tmp_path, monkeypatch):
+    found = SimpleNamespace(to_json=dict, proposal=None, layers=[])
+    monkeypatch.setattr("os.replace", _raises(OSError(28, "No space left on device")))
+    with pytest.raises(QPluginError, match=r"cannot write .*out \(No space left on device\): choose another"):
+        cli_debug._write(found, tmp_path / "out", pictures=False)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_debug_shows_the_traceback(tmp_path):

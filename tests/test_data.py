@@ -257,6 +257,12 @@ def test_images_in_the_other_layout(given, expected, layout):
         fit_array("sample 0", np.zeros(given, "float32"), TensorSpec(expected, "float32"))
 
 
+@pytest.mark.parametrize(("given", "expected"), [((3, 8, 9), (1, 1, 8, 9)), ((8, 9, 3), (1, 8, 9, 1))])
+def test_images_with_colours_that_shall_be_grey(given, expected):
+    with pytest.raises(CalibrationError, match=r"takes grey images .*channels=L"):
+        fit_array("sample 0", np.zeros(given, "float32"), TensorSpec(expected, "float32"))
+
+
 def test_images_of_another_size():
     with pytest.raises(CalibrationError, match="resize or transpose the data"):
         fit_array("sample 0", np.zeros((3, 8, 9), "float32"), TensorSpec((1, 9, 9, 3), "float32"))

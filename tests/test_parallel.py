@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -76,6 +79,26 @@ def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(CalibrationError, match=r"needs Ray, which is not installed: pip install"):
         calibrate_parallel(Model, SAMPLES, names=["x"], cluster="local")
+
+
+def test_ctrl_c_is_not_for_the_processes() -> None:
+    blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
+    reached = False
+    with pytest.raises(KeyboardInterrupt), parallel._sheltered():
+        signal.raise_signal(signal.SIGINT)
+        found = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=True)
+        reached = True
+    assert reached and found.stdout == "True\n"
+
+
+def test_processes_end_with_what_they_work_for() -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyboardInterrupt), parallel._processes(Work("", "", ()), 1) as submit:
+        submit(0, [])
+        (started,) = set(multiprocessing.active_children()) - before
+        raise KeyboardInterrupt
+    started.join(10)
+    assert started.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.skipif(

@@ -20,6 +20,7 @@ from tvm_qplugin.core.errors import ArtifactError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo, TensorInfo
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.dump import DumpIR
 from tvm_qplugin.kernel_compiler import KernelCompiler
 from tvm_qplugin.linking import Linkable
 from tvm_qplugin.object_cache import ObjectCache
@@ -121,7 +122,7 @@ def instruments(dump: Path | None) -> list[Any]:
     if dump.exists() and not dump.is_dir():
         raise ArtifactError(f"dump={str(dump)!r} is a file: give a directory for the IR after every pass")
     dump.mkdir(parents=True, exist_ok=True)
-    return [tvm.ir.instrument.DumpIR(str(dump))]
+    return [DumpIR(dump)]
 
 
 def build(

@@ -18,13 +18,12 @@ from tvm_qplugin.builder import compile_function
 from tvm_qplugin.core.calibration import CalibrationHook, CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.recipe import DEFAULT_OBSERVER
 from tvm_qplugin.observers import Observer, find_observer, resumed
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.insert_observers import InsertObservers
 from tvm_qplugin.progress import progress_bar
 from tvm_qplugin.samples import Sample, fit_sample, inputs_of, numbered
-
-DEFAULT_OBSERVER = "min_max"
 
 
 def model_hash(module: IRModule) -> str:

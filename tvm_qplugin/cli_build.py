@@ -13,6 +13,7 @@ from rich.console import RenderableType
 
 from tvm_qplugin import report
 from tvm_qplugin.console import say, step
+from tvm_qplugin.given_options import say_unused
 from tvm_qplugin.inspection import inspect_source, read_module
 from tvm_qplugin.object_cache import ObjectCache
 from tvm_qplugin.outputs import check_artifact_directory, check_scratch_directory
@@ -168,6 +169,9 @@ def inspect(
     """
     contents = inspect_source(source, recipe, target, **loading_options(batch, "NCHW", shape))
     manifest = contents.manifest
+    if contents.kind != "float model":
+        device = target != "host" and contents.kind == "artifact"
+        say_unused(f"nothing is planned for this {contents.kind}", {"--recipe": recipe, "--target": device})
     sums = report.totals(manifest.operators)
     data = {
         "source": str(source),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -29,8 +30,12 @@ from tvm_qplugin.command_options import (
 )
 from tvm_qplugin.console import step
 from tvm_qplugin.core.calibration import CalibrationTable
+from tvm_qplugin.core.errors import QPluginError
 from tvm_qplugin.data import open_labelled, open_samples
 from tvm_qplugin.debug_pictures import check_pictures, draw
+from tvm_qplugin.given_options import say_unused
+from tvm_qplugin.inspection import annotation_of, check_scopes
+from tvm_qplugin.observers import chosen_by
 from tvm_qplugin.outputs import check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
 from tvm_qplugin.workflow import Quantization, loading_options
@@ -46,12 +51,13 @@ if TYPE_CHECKING:
 
 ROWS = 15
 LAYERS, RECIPE = "layers.json", "recipe.json"
+_UNMET = "no recipe was found that meets the budget: allow more with --max-loss, or less with --sqnr"
 
 
 def debug(
     model: Annotated[
         Path,
-        typer.Argument(metavar="MODEL", help="The float model: an ONNX or .pt2 file.", show_default=False),
+        typer.Argument(metavar="MODEL", help="The float model: ONNX, .pt2 or .tflite.", show_default=False),
     ],
     calibration: Data = None,
     preprocess: Prepare = None,
@@ -131,8 +137,14 @@ def debug(
         raise typer.BadParameter(
             "a loss of accuracy needs labelled samples: give --data", param_hint="--max-loss"
         )
+    if sqnr is not None and not math.isfinite(sqnr):
+        raise typer.BadParameter(f"{sqnr} is no number of decibels", param_hint="--sqnr")
     if calibration is None and table is None:
         raise typer.BadParameter("give samples with --calibration, or a --table", param_hint="--calibration")
+    if calibration is None and data is None:
+        raise typer.BadParameter("a table holds no samples to compare on: give --data", param_hint="--table")
+    if max_loss is None:
+        say_unused("labels are read with --max-loss", {"--labels-offset": labels_offset})
     known = CalibrationTable.load(table) if table is not None else None
     start = time.perf_counter()
     work = Quantization(recipe, target, calibration, preprocess, key, samples, observer)
@@ -188,7 +200,10 @@ def _diagnosed(
     from tvm_qplugin.debugger import calibrated, check, diagnose
 
     check(module, work.recipe)
+    check_scopes(work.recipe, annotation_of(module, work.recipe, work.profile))
     kept: Any = None
+    if table is not None and work.observer is not None:
+        table = chosen_by(table, work.observer)
     if table is None:
         with step("calibrating", spin=False):
             table, kept = calibrated(
@@ -209,18 +224,23 @@ def _diagnosed(
 
 def _write(found: Diagnosis, folder: Path, pictures: bool) -> list[str]:
     """The files of ``--output``, each there as a whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {LAYERS: found.to_json()}
     if found.proposal is not None:
         texts[RECIPE] = found.proposal.recipe.to_json()
-    with TemporaryDirectory(prefix=".tvm-qplugin-", dir=folder) as draft:
-        for name, data in texts.items():
-            text = json.dumps(report.plain(data), indent=1, allow_nan=False)
-            (Path(draft) / name).write_text(f"{text}\n", encoding="utf-8")
-        drawn = draw(found.layers, Path(draft)) if pictures else []
-        written = [folder / name for name in (*texts, *(path.name for path in drawn))]
-        for path in written:
-            os.replace(Path(draft) / path.name, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".tvm-qplugin-", dir=folder) as draft:
+            for name, data in texts.items():
+                text = json.dumps(report.plain(data), indent=1, allow_nan=False)
+                (Path(draft) / name).write_text(f"{text}\n", encoding="utf-8")
+            drawn = draw(found.layers, Path(draft)) if pictures else []
+            written = [folder / name for name in (*texts, *(path.name for path in drawn))]
+            for path in written:
+                os.replace(Path(draft) / path.name, path)
+    except OSError as error:
+        raise QPluginError(
+            f"cannot write {folder} ({error.strerror or error}): choose another directory"
+        ) from error
     return [str(path) for path in written]
 
 
@@ -253,7 +273,7 @@ def _report(found: Diagnosis, model: Path, written: list[str], seconds: float) -
             parts.append(report.line(f"  {scheme} to {names}"))
     parts.append(report.line(f"compared in {seconds:.1f} s" + "".join(f"\n  {path}" for path in written)))
     failed = proposal is not None and not proposal.met
-    return Report(data, tuple(parts), "no recipe was found that meets the budget" if failed else "")
+    return Report(data, tuple(parts), _UNMET if failed else "")
 
 
 def _table(ranking: list[LayerErrors]) -> RenderableType:

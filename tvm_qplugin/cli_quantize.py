@@ -31,7 +31,8 @@ from tvm_qplugin.command_options import (
 )
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.recipe import Rule
-from tvm_qplugin.inspection import describe_module
+from tvm_qplugin.given_options import say_no_table
+from tvm_qplugin.inspection import describe_module, recipe_of_source
 from tvm_qplugin.outputs import check_file, check_scratch_directory, check_stage_directory, write_stage
 from tvm_qplugin.report import Report
 from tvm_qplugin.workflow import Quantization, loading_options
@@ -194,6 +195,7 @@ def quantize(
     )
     module, ranges = work.quantized(model, known, io, dump, loading_options(batch, input_layout, shape))
     write_stage(module, ranges, output)
+    say_no_table(save_table, ranges)
     if save_table is not None and ranges is not None:
         ranges.save(save_table)
     return _quantized_report(module, work, ranges, output, time.perf_counter() - start)
@@ -266,23 +268,26 @@ def _quantized_report(
     module: IRModule, work: Quantization, table: CalibrationTable | None, output: Path, seconds: float
 ) -> Report:
     from tvm_qplugin.best import attempts_of
+    from tvm_qplugin.passes import ir
     from tvm_qplugin.planning import stored_schemes
-    from tvm_qplugin.quantizer import recipe_of_stored
+    from tvm_qplugin.quantizer import UNSEEN
 
     manifest = describe_module(module, work.profile)
     operators = manifest.operators
-    recipe = work.recipe if work.recipe.storage else recipe_of_stored(module) or work.recipe
+    recipe = recipe_of_source(module)
     stored = bool(recipe.storage)
+    schemes = report.schemes(manifest, stored_schemes(module))
+    unseen = UNSEEN in (ir.main_function(module).attrs or {})
     data = {
         "output": str(output),
         "recipe": recipe.to_json(),
         "target": work.target,
         "samples": table.samples if table else 0,
-        "data_free": work.data_free,
+        "data_free": unseen,
         "inputs": [asdict(info) for info in manifest.inputs],
         "outputs": [asdict(info) for info in manifest.outputs],
         "totals": report.totals(operators),
-        "schemes": report.schemes(manifest),
+        "schemes": schemes,
         "islands": report.islands(operators),
         "seconds": seconds,
         "next": _next(work.profile, quote(str(output))),
@@ -290,16 +295,16 @@ def _quantized_report(
     said = report.stored(operators, stored_schemes(module)) if stored else report.summary(operators)
     parts: list[RenderableType] = [said]
     if len(recipe.schemes) > 1:
-        counts = ", ".join(f"{scheme} {count}" for scheme, count in report.schemes(manifest).items())
+        counts = ", ".join(f"{scheme} {count}" for scheme, count in schemes.items())
         parts.append(report.line(f"operators by scheme: {counts}"))
     if data["islands"] and not stored:
         parts += ["", report.islands_table(operators), ""]
     search = attempts_of(module)
     if search is not None:
-        data |= {"recipe": search["recipe"], "accuracy": search}
+        data |= {"accuracy": search}
         parts = [*report.attempts(search), "", *parts]
     samples = f", calibrated with {table.samples} samples" if table else ""
-    samples += ", calibrated without data" if work.data_free else ""
+    samples += ", calibrated without data" if unseen else ""
     parts += [
         report.line(f"quantized in {seconds:.1f} s{samples}: {output}"),
         report.line(f"next: {data['next']}", "bold"),

@@ -78,7 +78,8 @@ Wide = Annotated[
     typer.Option(
         "--int16",
         metavar="REGEX",
-        help="Give layers int16 activations (int16x8) whose output tensor matches; may be repeated.",
+        help="Give layers int16 activations (int16x8) whose output tensor matches, also where --keep-float "
+        "does; may be repeated.",
         show_default=False,
     ),
 ]

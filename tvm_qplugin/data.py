@@ -198,7 +198,7 @@ def _choose(path: Path, inputs: Sequence[str], key: str | None, without: str = "
         wanted = repr(key) if key is not None else ", ".join(map(repr, inputs)) or "'x'"
         raise CalibrationError(
             f"{path} has no array for {wanted}; it holds {_listing(headers)}: "
-            "name the arrays like the model's inputs, or give key="
+            "name the arrays like the model's inputs, or say which one with --key (Python: key=)"
         )
     return {"": candidates[0]}
 

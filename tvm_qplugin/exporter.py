@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 from tvm.ir import IRModule
 
-from tvm_qplugin.core.errors import ModelError, RecipeError, TargetError
+from tvm_qplugin.core.errors import ModelError, QPluginError, RecipeError, TargetError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import stored_arguments
@@ -161,10 +161,12 @@ def with_io(module: IRModule, io: str | None) -> IRModule:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file such that it is there as a whole or not at all."""
+    """Write a file such that it is there as a whole or not at all. Raises QPluginError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
+    except OSError as error:
+        raise QPluginError(f"cannot write {path} ({error.strerror or error}): choose another file") from error
     finally:
         temporary.unlink(missing_ok=True)

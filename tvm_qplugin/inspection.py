@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_qplugin.core.errors import ArtifactError, ModelError
+from tvm_qplugin.core.errors import ArtifactError, ModelError, RecipeError
 from tvm_qplugin.core.manifest import Manifest, OperatorInfo
 from tvm_qplugin.core.once import Once
 from tvm_qplugin.store import MANIFEST, read_manifest, verify
@@ -95,6 +95,15 @@ def with_source(module: IRModule, path: Path, recipe: Recipe) -> IRModule:
     return ir.with_main_attr(module, SOURCE, json.dumps(describe_source(path, recipe)))
 
 
+def recipe_of_source(module: IRModule) -> Recipe:
+    """The recipe that ``with_source`` noted."""
+    from tvm_qplugin.builder import SOURCE
+    from tvm_qplugin.core.recipe import Recipe
+    from tvm_qplugin.passes import ir
+
+    return Recipe.from_json(json.loads(str(ir.main_function(module).attrs[SOURCE]))["recipe"])
+
+
 def inspect_source(source: Path, recipe: str | None = None, target: str = "host", **options: Any) -> Contents:
     """Look into an artifact, a quantized model or an ONNX file. Raises QPluginError.
 
@@ -176,6 +185,22 @@ def annotation_of(module: IRModule, recipe: Recipe, profile: TargetProfile) -> A
 
     annotated = tvm.transform.Sequential(prepare_passes(recipe, profile))(module)
     return Annotation.loads(str(ir.main_function(annotated).attrs[ANNOTATION]))
+
+
+def check_scopes(recipe: Recipe, annotation: Annotation) -> None:
+    """Raise RecipeError for a scope that matches nothing: a typing error.
+
+    A rule for all layers of a kind holds for models without any, too.
+    """
+    operators = annotation.operators.values()
+    for rule in recipe.rules:
+        if rule.scope and not any(rule.matches(op.kind, op.output) for op in operators):
+            names = ", ".join(op.output for op in list(operators)[:3])
+            kind = "" if rule.op is None else f" of kind {rule.op!r}"
+            raise RecipeError(
+                f"{rule.scope!r} matches no layer{kind}; names are like {names}: "
+                "`tvm-qplugin inspect MODEL` lists them"
+            )
 
 
 def _is_stage(source: Path) -> bool:

@@ -32,7 +32,9 @@ def read_model(source: str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         model = onnx.load_from_string(data)
     except Exception as error:
-        raise ModelError(f"{path} is not an ONNX file, or is damaged: {_line(error)}") from None
+        raise ModelError(
+            f"{path} is not an ONNX file, or is damaged ({_line(error)}): give an ONNX, .pt2 or .tflite file"
+        ) from None
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
@@ -258,7 +260,10 @@ def check_finite(arrays: Mapping[str, Array], users: Mapping[str, str]) -> None:
     for name, array in arrays.items():
         if name in users and array.dtype.kind == "f" and not np.isfinite(array).all():
             bad = int((~np.isfinite(array)).sum())
-            raise ModelError(f"weight {name} of {users[name]} has {bad} values that are Inf or NaN")
+            raise ModelError(
+                f"weight {name} of {users[name]} has {bad} values that are Inf or NaN: "
+                "export the model again from a sound checkpoint"
+            )
 
 
 def _weight_users(graph: onnx.GraphProto) -> Iterator[tuple[str, str]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
+import pickle
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,9 +17,11 @@ from typing import Any
 import tvm
 from tvm.ir import IRModule
 
-from tvm_qplugin.calibrator import DEFAULT_OBSERVER, ObservedModel, fresh_observers, model_hash
+from tvm_qplugin import calibration_worker
+from tvm_qplugin.calibrator import ObservedModel, fresh_observers, model_hash
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, QPluginError
+from tvm_qplugin.core.recipe import DEFAULT_OBSERVER
 from tvm_qplugin.progress import progress_bar
 from tvm_qplugin.samples import Sample, numbered
 
@@ -135,24 +139,41 @@ def _with(table: CalibrationTable | None, part: CalibrationTable) -> Calibration
 def _processes(work: Work, workers: int) -> Iterator[Submit]:
     """Processes of this machine, one thread each."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(work,)) as pool:
+    given = (pickle.dumps(work),)
+    with ProcessPoolExecutor(workers, context, calibration_worker.start, given) as pool:
+
+        def submit(start: int, piece: Sequence[Sample]) -> Future[CalibrationTable]:
+            with _sheltered():
+                return pool.submit(calibration_worker.run, start, list(piece))
+
         try:
-            yield lambda start, piece: pool.submit(_run, start, piece)
+            yield submit
         except BaseException:
+            working = list(pool._processes.values())
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in working:
+                process.terminate()
             raise
 
 
-_work: list[Work] = []
+@contextmanager
+def _sheltered() -> Iterator[None]:
+    """Processes that are started here do not see Ctrl-C, which is for this one; it sees it afterwards.
 
-
-def _start(work: Work) -> None:
-    os.environ.setdefault("TVM_NUM_THREADS", "1")
-    _work[:] = [work]
-
-
-def _run(start: int, samples: list[Sample]) -> CalibrationTable:
-    return observe_piece(_work[0], start, samples)
+    They inherit the mask; the handler is exchanged because another thread may take the signal.
+    """
+    pressed: list[int] = []
+    ours = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if ours else None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from tvm_qplugin.core.once import Once
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
-from tvm_qplugin.inspection import annotation_of
+from tvm_qplugin.inspection import annotation_of, check_scopes
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
 from tvm_qplugin.passes.op_kinds import macs_of
@@ -47,7 +47,9 @@ def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> Plan:
     values = {var.name: (var, value) for var, value in ir.bindings(ir.main_function(module))}
     stored = _Stored.of(module, recipe, profile)
     found, schemes, once = [], dict[str, str](), Once()
-    for op in annotation_of(module, recipe, profile).operators.values():
+    annotation = annotation_of(module, recipe, profile)
+    check_scopes(recipe, annotation)
+    for op in annotation.operators.values():
         parts = [values[name] for name in op.members]
         scheme, integer, reason = stored.decision(op)
         schemes[op.output] = scheme

@@ -15,6 +15,7 @@ from tvm_qplugin.core.errors import CalibrationError, RecipeError
 from tvm_qplugin.core.profile import TargetProfile
 from tvm_qplugin.core.recipe import RECOVERABLE_SCHEMES, Recipe, find_recipe
 from tvm_qplugin.core.spec import Annotation
+from tvm_qplugin.observers import chosen_by
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of
 from tvm_qplugin.passes.note_batch_norm import NORMS
@@ -97,7 +98,7 @@ def quantize_module(
     names = annotation.observed()
     if isinstance(calibration, CalibrationTable):
         calibration.check(identity, names)
-        table = calibration
+        table = calibration if observer is None or accuracy else chosen_by(calibration, observer)
     elif calibration is None:
         raise CalibrationError(
             "the module is in float and no calibration data was given: pass calibration=samples "

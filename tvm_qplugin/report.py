@@ -167,12 +167,15 @@ def scheme_of(op: OperatorInfo, params: dict[str, Any] | None) -> str:
     return {"int16": "int16x8", "": "integer"}.get(str((params or {}).get("dtype", "")), "int8")
 
 
-def schemes(manifest: Manifest) -> dict[str, int]:
-    """How many operators run in which scheme; conversions between them are not counted."""
+def schemes(manifest: Manifest, known: Mapping[str, str] | None = None) -> dict[str, int]:
+    """How many operators run in which scheme; conversions between them are not counted.
+
+    ``known``: schemes that are known otherwise, by name.
+    """
     found: dict[str, int] = {}
     for op in manifest.operators:
         if op.op not in ("quantize", "dequantize", "requantize"):
-            scheme = scheme_of(op, manifest.tensors.get(op.name))
+            scheme = (known or {}).get(op.name) or scheme_of(op, manifest.tensors.get(op.name))
             found[scheme] = found.get(scheme, 0) + 1
     return dict(sorted(found.items()))
 

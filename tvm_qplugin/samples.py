@@ -182,6 +182,8 @@ def _remedy(given: Sequence[int], expected: Sequence[int]) -> str:
                     f"the model takes images as {layout}: transpose the data (for files of images add "
                     f"layout={layout} to the preprocess option)"
                 )
+        if image[::2] in ((3, image[2]), (image[0], 3)) and wanted in ((1, *image[1:]), (*image[:2], 1)):
+            return "the model takes grey images (for files of images add channels=L to the preprocess option)"
     return "resize or transpose the data, or load the model for this shape"
 
 

@@ -12,7 +12,15 @@ from tvm_qplugin.console import say, step
 from tvm_qplugin.core.calibration import CalibrationTable
 from tvm_qplugin.core.errors import CalibrationError, ModelError, RecipeError
 from tvm_qplugin.core.recipe import Recipe, Rule, find_recipe
-from tvm_qplugin.inspection import annotation_of, with_source
+from tvm_qplugin.given_options import (
+    of_all,
+    of_ranges,
+    of_samples,
+    say_flat,
+    say_nothing_to_rescale,
+    say_unused,
+)
+from tvm_qplugin.inspection import annotation_of, check_scopes, with_source
 from tvm_qplugin.observers import find_observer
 from tvm_qplugin.preprocess import Preprocess
 
@@ -20,7 +28,6 @@ if TYPE_CHECKING:
     from tvm.ir import IRModule
 
     from tvm_qplugin.core.profile import TargetProfile
-    from tvm_qplugin.core.spec import Annotation
     from tvm_qplugin.samples import Sample
 
 
@@ -53,9 +60,10 @@ class Quantization:
             raise CalibrationError(
                 f"{self.calibration} does not exist: give a folder of images, .npz or .npy"
             )
-        if self.observer is not None:
-            find_observer(self.observer)
         recipe = find_recipe(self.recipe_name) if self.recipe_name is not None else None
+        for observer in (self.observer, *(recipe.observers if recipe is not None else ())):
+            if observer is not None:
+                find_observer(observer)
         if recipe is not None and with_rules(recipe, self.rules).schemes == {"float"}:
             raise RecipeError(f"recipe {recipe.name!r} quantizes nothing: use `tvm-qplugin build MODEL`")
         Preprocess.parse(self.preprocess or "")
@@ -79,8 +87,11 @@ class Quantization:
     def recipe(self) -> Recipe:
         """The recipe that was named, or the target's, with what the options add to it."""
         found = find_recipe(self.profile.recipe if self.recipe_name is None else self.recipe_name)
+        found = with_rules(found, self.rules)
+        if self.observer is not None and found.integer:
+            found = found.with_observer(self.observer)
         return replace(
-            with_rules(found, self.rules),
+            found,
             group=found.group if self.group is None else self.group,
             adaptive_rounding=found.adaptive_rounding or self.adaptive_rounding,
             correct_bias=found.correct_bias or self.correct_bias,
@@ -120,23 +131,24 @@ class Quantization:
             stored = None if self._asks(table) else recipe_of_stored(module)
             if stored is not None:
                 say(f"{model} is quantized already (scheme {stored.name}): it stays as it is", "yellow")
+                say_unused("nothing is quantized", of_all(self, table))
                 module = quantize_module(module, recipe=stored, target=self.target, io=io)
                 return with_source(module, model, stored), None
             if is_quantized(module):
                 say(f"{model} is quantized already: its scales are kept, calibration is not needed", "yellow")
-                table, module = None, tvm.transform.Sequential([QuantizeIO(io)])(module)
-            elif self.recipe.storage:
-                if (table is not None or self.calibration is not None) and not self.needs_samples:
-                    say(
-                        f"recipe {self.recipe.name} needs no calibration: what was given is not read",
-                        "yellow",
-                    )
-                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
+                say_unused("nothing is quantized", of_all(self, table))
+                module = tvm.transform.Sequential([QuantizeIO(io)])(module)
+                return with_source(module, model, find_recipe(self.profile.recipe)), None
+            if self.recipe.storage:
+                self._say_what_storing_leaves_out(table)
+                self._check_rules(module)
                 table, module = None, self._stored(module, io)
             else:
-                _check_scopes(self.recipe, annotation_of(module, self.recipe, self.profile))
+                self._check_rules(module)
                 split = Split.of(module)
                 if self.data_free:
+                    unused = of_ranges(self, table) | of_samples(self) | {"--preprocess": None}
+                    say_unused("ranges are estimated from batch norms", unused)
                     return self._estimated(module, model, io), None
                 table = self._ranges(module, table, split.offer if self.accuracy else split.kept.offer)
                 with step("quantizing", spin=not self.needs_samples):
@@ -153,6 +165,27 @@ class Quantization:
                         progress=True,
                     )
         return with_source(module, model, recipe_of(module) or self.recipe), table
+
+    def _check_rules(self, module: IRModule) -> None:
+        """Raise RecipeError for a rule that matches nothing, and for rules that leave nothing to quantize."""
+        say_nothing_to_rescale(module, self.recipe)
+        annotation = annotation_of(module, self.recipe, self.profile)
+        check_scopes(self.recipe, annotation)
+        chosen = {self.recipe.choose(op.kind, op.output).scheme for op in annotation.operators.values()}
+        if chosen == {"float"}:
+            raise RecipeError(
+                f"the rules of recipe {self.recipe.name!r} keep every layer in float: use "
+                "`tvm-qplugin build MODEL`"
+            )
+
+    def _say_what_storing_leaves_out(self, table: CalibrationTable | None) -> None:
+        """Name the options that a recipe that computes in float has no use for."""
+        if self.data_free:
+            raise RecipeError(
+                f"--data-free estimates ranges, and recipe {self.recipe.name!r} has none: leave it out"
+            )
+        unused = of_ranges(self, table) | ({} if self.needs_samples else of_samples(self))
+        say_unused(f"recipe {self.recipe.name} needs no calibration", unused)
 
     def _stored(self, module: IRModule, io: str) -> IRModule:
         """The module of a scheme that computes in float; samples are read only to win accuracy back."""
@@ -215,6 +248,8 @@ class Quantization:
                 )
             for _, sample in numbered(self.samples_of(module), self.samples):
                 offer(sample)
+        unused = of_ranges(self, None) | ({} if self.needs_samples else of_samples(self))
+        say_unused("ranges are those of the table", unused | {"--observer": None})
         return table
 
     def table_of(self, module: IRModule, each: Callable[[Sample], object] | None = None) -> CalibrationTable:
@@ -232,19 +267,22 @@ class Quantization:
             )
         samples = self.samples_of(module)
         annotation = annotation_of(module, self.recipe, self.profile)
+        check_scopes(self.recipe, annotation)
         with step("calibrating", spin=False):
             run: Callable[..., CalibrationTable] = calibrate
             if self.workers > 1 or self.cluster is not None:
                 run = partial(calibrate_parallel, workers=self.workers, cluster=self.cluster)
-            return run(
+            table = run(
                 module,
                 samples,
                 names=annotation.observed(),
-                observer=HISTOGRAM if self.accuracy else self.observer or self.recipe.observer,
+                observer=HISTOGRAM if self.accuracy else annotation.observers(),
                 limit=self.samples,
                 progress=True,
                 each=each,
             )
+        say_flat(table)
+        return table
 
     def samples_of(self, module: IRModule) -> Iterable[Sample]:
         """The samples; CalibrationError where none were given."""
@@ -263,18 +301,6 @@ class Quantization:
 def with_rules(recipe: Recipe, rules: Sequence[Rule]) -> Recipe:
     """The recipe with more rules behind its own."""
     return replace(recipe, rules=(*recipe.rules, *rules))
-
-
-def _check_scopes(recipe: Recipe, annotation: Annotation) -> None:
-    """A scope that matches nothing is a typing error; a kind of operator may be missing."""
-    operators = annotation.operators.values()
-    for rule in recipe.rules:
-        if rule.scope and not any(rule.matches(op.kind, op.output) for op in operators):
-            names = ", ".join(op.output for op in list(operators)[:3])
-            raise RecipeError(
-                f"{rule.scope!r} matches no layer; names are like {names}: "
-                "`tvm-qplugin inspect MODEL` lists them"
-            )
 
 
 def loading_options(batch: int | None, input_layout: str, shapes: Sequence[str] | None) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def _changed(**change):
         (_changed(ranges={"x": {"low": 1}}), "damaged"),
         (_changed(ranges={"x": {"low": 1, "high": 0, "observer": "min_max", "count": 1}}), "damaged"),
         (_changed(ranges={"x": {"low": 0, "high": 1, "observer": "min_max", "count": 0}}), "damaged"),
+        (_changed(samples=-1), "samples -1"),
     ],
 )
 def test_damaged_files(tmp_path, text, message):
@@ -102,6 +103,12 @@ def test_damaged_files(tmp_path, text, message):
     with pytest.raises(CalibrationError, match=message) as caught:
         CalibrationTable.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_range_beyond_float32():
+    table = replace(TABLE, ranges={"x": TensorRange(-1e39, 0, "min_max", 1)})
+    with pytest.raises(CalibrationError, match=r"the range \[-1e\+39, 0\] of 'x' is beyond float32"):
+        table.check("abc", ["x"])
 
 
 def test_missing_file(tmp_path):

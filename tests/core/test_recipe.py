@@ -102,6 +102,31 @@ def test_finding():
             {"name": "a", "group": 32},
             "recipe 'a' has a group and no layer that it is for: use it",
         ),
+        (
+            {"rules": [{"scop": "a"}]},
+            "rule 1: scop is not known; fields are scope, op, scheme, obs",
+        ),
+        ({"rules": {"scope": "a"}}, "a list of objects was expected"),
+        ({"rules": None}, "rules None: a list of objects was expected"),
+        ({"rules": [{}, 1]}, "rule 2: 1 was given, an object with scope, op"),
+        ({"rules": [{"scope": None}]}, "scope None: text was expected"),
+        ({"rules": [{"op": ["dense"]}]}, r"op \['dense'\]: text was expected"),
+        ({"rules": [{"observer": 5}]}, "observer 5: text was expected"),
+        ({"observer": 7}, "observer 7: text was expected"),
+        ({"observer": None}, "observer None: text was expected"),
+        ({"name": 5}, "name 5: text was expected"),
+        ({"per_channel": "no"}, "per_channel 'no': true or false was expected"),
+        ({"correct_bias": 1}, "correct_bias 1: true or false was expected"),
+        ({"smooth": None}, "smooth None: true or false was expected"),
+        ({"scheme": ["int8"]}, r"scheme \['int8'\] is unknown"),
+        (
+            {"scheme": "dynamic", "observer": "entropy"},
+            "names an observer, which only schemes int8",
+        ),
+        (
+            {"scheme": "fp16", "rules": [{"observer": "entropy"}]},
+            "names an observer, which only schemes int8",
+        ),
         ({"scheme": "fp16", "correct_bias": True}, "which scheme fp16 has no use for: choose one of int8"),
     ],
 )
@@ -110,7 +135,15 @@ def test_what_is_not_understood(given: Any, message: str):
         find_recipe(given)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "a JSON object")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", "a JSON object"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"typo": 1}', "r.json: recipe: typo is not known"),
+    ],
+)
 def test_files_that_are_no_recipes(tmp_path: Path, text: str, message: str):
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(RecipeError, match=message):

@@ -100,6 +100,9 @@ def test_pictures_need_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ((MODEL,), 2, "give samples with --calibration, or a --table"),
         ((MODEL, "--calibration", SAMPLES, "--max-loss", "1"), 2, "give --data"),
+        ((MODEL, "--calibration", SAMPLES, "--sqnr", "nan"), 2, "nan is no number of decibels"),
+        ((MODEL, "--calibration", SAMPLES, "--sqnr", "inf"), 2, "inf is no number of decibels"),
+        ((MODEL, "--table", "t.json"), 2, "a table holds no samples to compare on: give --data"),
         ((MODEL, "--calibration", SAMPLES, "--recipe", "fp16"), 1, "'fp16' computes in float"),
     ],
 )

@@ -74,6 +74,15 @@ def test_after_convolution_equals_exact_arithmetic(with_bias: bool) -> None:
     np.testing.assert_allclose(run(FoldBatchNorm()(module), x)[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_weight_that_would_overflow_keeps_its_norm_apart() -> None:
+    weight = np.full((2, 2, 1, 1), 3e38, "float32")
+    stats = [np.full(2, value, "float32") for value in (100, 0, 0, 1)]
+    module = main_of(lambda x: relax.op.nn.conv2d(x, relax.const(weight)), norm(stats), shape=(1, 2, 3, 3))
+    assert folded_operators(module) == ["nn.conv2d", "nn.conv2d", "add"]
+    constants = [value_of(call.args[1]) for _, call in straight_bindings(FoldBatchNorm()(module)["main"])]
+    assert all(np.isfinite(constant).all() for constant in constants)
+
+
 def test_golden() -> None:
     weight = np.ones((2, 2, 1, 1), "float32")
     gamma, beta, mean, var = (np.float32(v) for v in ([2, 4], [1, 1], [3, 0], [3.999, 3.999]))

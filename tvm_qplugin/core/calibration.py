@@ -20,6 +20,8 @@ CalibrationHook = Callable[[str, Array], None]
 
 FORMAT = "qplugin.calibration"
 VERSION = 1
+LARGEST = 3.4028234663852886e38
+"""The largest float32."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,19 @@ class CalibrationTable:
                 f"the calibration table belongs to another model: it is of {self.model_hash}, this model is "
                 f"{model_hash}; calibrate this model for this target, or use the model that the table is of"
             )
+        names = list(names)
         missing = [name for name in names if name not in self.ranges]
         if missing:
             raise CalibrationError(
                 f"the calibration table has no range for {_some(missing)}; it was made with other names or "
                 "another recipe: calibrate again"
             )
+        for name in names:
+            low, high = self.ranges[name].low, self.ranges[name].high
+            if max(-low, high) > LARGEST:
+                raise CalibrationError(
+                    f"the range [{low:g}, {high:g}] of {name!r} is beyond float32: calibrate again"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back exactly."""
@@ -136,7 +145,9 @@ class CalibrationTable:
             )
         try:
             ranges = {str(name): _range(item) for name, item in data["ranges"].items()}
-            return cls(_of(str, data["model_hash"]), _of(int, data["samples"]), ranges)
+            if _of(int, data["samples"]) < 0:
+                raise ValueError(f"samples {data['samples']}")
+            return cls(_of(str, data["model_hash"]), data["samples"], ranges)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CalibrationError(f"damaged calibration table ({error!r}): calibrate again") from None
 

@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.registry import Registry
@@ -23,6 +23,12 @@ STORAGE_SCHEMES = ("fp16", "dynamic", *WEIGHT_ONLY)
 
 RECOVERABLE_SCHEMES = (*INTEGER_SCHEMES, "dynamic")
 """Schemes with integer weights, whose errors biases and rounding can make up for."""
+
+DEFAULT_OBSERVER = "min_max"
+
+T = TypeVar("T", "Rule", "Recipe")
+_KINDS: dict[str, tuple[type, str]] = {"str": (str, "text"), "bool": (bool, "true or false")}
+"""Types of fields by their annotations, and what to call them."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +50,14 @@ class Rule:
 
     def __post_init__(self) -> None:
         """Refuse what would silently match nothing."""
+        if self.scheme is not None:
+            _check_scheme(self.scheme)
         _check_group(self.group)
+        _check_types(self)
         try:
             re.compile(self.scope)
         except re.error as error:
             raise RecipeError(f"scope {self.scope!r} is not a regular expression: {error}") from None
-        for name in ("per_channel", "reduce_range"):
-            if not isinstance(getattr(self, name), bool | None):
-                raise RecipeError(f"{name} {getattr(self, name)!r}: true or false was expected")
-        if self.scheme is not None and self.scheme not in SCHEMES:
-            raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
 
     def matches(self, kind: str, name: str) -> bool:
         """Whether the rule applies to an operator."""
@@ -88,7 +92,7 @@ class Recipe:
 
     name: str = "int8"
     scheme: str = "int8"
-    observer: str = "min_max"
+    observer: str = DEFAULT_OBSERVER
     per_channel: bool = True
     rules: tuple[Rule, ...] = ()
     adaptive_rounding: bool = False
@@ -99,10 +103,15 @@ class Recipe:
     group: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the schemes."""
+        """Check the schemes, and that there is a use for everything else."""
+        _check_scheme(self.scheme)
         _check_group(self.group)
-        if self.scheme not in SCHEMES:
-            raise RecipeError(f"scheme {self.scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+        _check_types(self)
+        if self.observers - {DEFAULT_OBSERVER} and not self.integer:
+            raise RecipeError(
+                f"recipe {self.name!r} names an observer, which only schemes {' and '.join(INTEGER_SCHEMES)} "
+                "have a use for: leave it out"
+            )
         wanted = [self.reduce_range, *(rule.reduce_range for rule in self.rules)]
         if any(wanted) and "int8" not in self.schemes:
             raise RecipeError(
@@ -132,6 +141,12 @@ class Recipe:
         return frozenset({self.scheme, *(rule.scheme for rule in self.rules if rule.scheme is not None)})
 
     @property
+    def observers(self) -> frozenset[str]:
+        """All that a tensor may be measured with."""
+        named = {rule.observer for rule in self.rules if rule.observer is not None}
+        return frozenset({self.observer, *named})
+
+    @property
     def integer(self) -> bool:
         """Whether anything is computed in integers, which needs calibration."""
         return not self.schemes.isdisjoint(INTEGER_SCHEMES)
@@ -156,18 +171,49 @@ class Recipe:
                 chosen.update({key: value for key, value in fields.items() if value is not None})
         return Choice(**chosen)
 
+    def with_observer(self, observer: str) -> Recipe:
+        """The recipe with one observer for all tensors, whatever its rules say."""
+        return replace(
+            self, observer=observer, rules=tuple(replace(rule, observer=None) for rule in self.rules)
+        )
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that ``from_json`` reads back."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Recipe:
-        """Read a recipe; RecipeError names a field that is not known."""
-        try:
-            rules = tuple(Rule(**rule) for rule in data.get("rules", ()))
-            return cls(**{**data, "rules": rules})
-        except TypeError as error:
-            raise RecipeError(f"recipe: {error}; fields are {', '.join(cls.__dataclass_fields__)}") from None
+        """Read a recipe; RecipeError names what is not understood."""
+        rules = data.get("rules", ())
+        if not isinstance(rules, list | tuple):
+            raise RecipeError(f"recipe: rules {rules!r}: a list of objects was expected")
+        read = tuple(_read(Rule, rule, f"rule {number}") for number, rule in enumerate(rules, 1))
+        return _read(cls, {**data, "rules": read}, "recipe")
+
+
+def _read(kind: type[T], data: Any, where: str) -> T:
+    """An object from its fields."""
+    known = list(kind.__dataclass_fields__)
+    if not isinstance(data, Mapping):
+        raise RecipeError(f"{where}: {data!r} was given, an object with {', '.join(known)} expected")
+    unknown = [str(name) for name in data if name not in known]
+    if unknown:
+        raise RecipeError(f"{where}: {', '.join(unknown)} is not known; fields are {', '.join(known)}")
+    return kind(**data)
+
+
+def _check_scheme(scheme: Any) -> None:
+    if scheme not in SCHEMES:
+        raise RecipeError(f"scheme {scheme!r} is unknown; use one of {', '.join(SCHEMES)}")
+
+
+def _check_types(item: Rule | Recipe) -> None:
+    """Raise RecipeError for a field with text where a truth value belongs, and so on."""
+    for field in fields(item):
+        kind, _, optional = str(field.type).partition(" | ")
+        value = getattr(item, field.name)
+        if kind in _KINDS and not isinstance(value, _KINDS[kind][0]) and not (optional and value is None):
+            raise RecipeError(f"{field.name} {value!r}: {_KINDS[kind][1]} was expected")
 
 
 def _check_group(group: int | None) -> None:
@@ -209,9 +255,14 @@ def find_recipe(recipe: str | os.PathLike[str] | Recipe | Mapping[str, Any]) -> 
     if not path.is_file():
         raise RecipeError(f"recipe {recipe!r} is neither one of {', '.join(RECIPES)} nor a JSON file")
     try:
-        data = json.loads(path.read_text())
-    except ValueError as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: a JSON object with the fields of a recipe was expected")
-    return Recipe.from_json(data)
+    try:
+        return Recipe.from_json(data)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol, Self
 
-from tvm_qplugin.core.calibration import TensorRange
+from tvm_qplugin.core.calibration import CalibrationTable, TensorRange
 from tvm_qplugin.core.errors import CalibrationError
 from tvm_qplugin.core.qparams import Array
+from tvm_qplugin.core.recipe import DEFAULT_OBSERVER
 from tvm_qplugin.core.registry import Registry
 from tvm_qplugin.core.spec import ACTIVATION, QuantSpec
 
@@ -63,6 +64,18 @@ def resumed(seen: TensorRange) -> Observer:
 
 def _chooses(seen: TensorRange) -> bool:
     return seen.histogram is not None and bool(getattr(find_observer(seen.observer), "chooses", False))
+
+
+def chosen_by(table: CalibrationTable, observer: str) -> CalibrationTable:
+    """The table with ranges that ``observer`` chooses from its histograms; CalibrationError without them."""
+    able = observer == DEFAULT_OBSERVER or getattr(find_observer(observer), "chooses", False)
+    for name, seen in table.ranges.items():
+        if seen.observer != observer and (seen.histogram is None or not able):
+            raise CalibrationError(
+                f"observer {observer!r} cannot choose the range of {name!r} from a table that was made with "
+                f"{seen.observer!r}: calibrate again with {observer!r}"
+            )
+    return table.seen_by(dict.fromkeys(table.ranges, observer))
 
 
 def find_observer(name: str) -> type[Observer]:
