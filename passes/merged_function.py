@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from tvm import s_tir, tirx
 
@@ -11,6 +13,7 @@ from tvm_qplugin.core.attrs import TensorSpec
 from tvm_qplugin.passes.kernel_calls import size_of
 
 Statement = tirx.Stmt
+Key = TypeVar("Key", bound=Hashable)
 SLACK = 64  # bytes behind each tensor: kernels load whole vectors
 
 
@@ -28,13 +31,15 @@ def merged_function(
     specs: Mapping[Hashable, TensorSpec],
     operands: Sequence[Hashable],
     results: Sequence[Hashable],
+    parts: Mapping[Hashable, tuple[Hashable, int]],
 ) -> tirx.PrimFunc:
     """The function ``(*operands, *results)`` of ``steps`` in order; the other tensors share its memory.
 
-    ``specs``: of every tensor. A kernel that stands twice gets variables of its own each time.
+    ``specs``: of every tensor. ``parts``: tensors that lie in an operand or result, from an element on. A
+    kernel that stands twice gets variables of its own each time.
     """
     params = {name: _buffer(specs[name], f"p{i}") for i, name in enumerate((*operands, *results))}
-    memory = _Memory(steps, specs, params)
+    memory = _Memory(steps, specs, params, parts)
     body = [
         s_tir.stmt.SBlockRealize([], True, _block(step, [memory.place(name) for name in step.tensors]))
         for step in steps
@@ -49,10 +54,25 @@ def merged_function(
     return function.with_attrs({"s_tir": True, "tirx.noalias": True})
 
 
-def _block(step: Step, memory: Sequence[tirx.Buffer]) -> s_tir.stmt.SBlock:
+def pack(
+    tensors: Mapping[Key, TensorSpec],
+) -> tuple[dict[Key, tuple[str, int]], dict[str, TensorSpec]]:
+    """Where each tensor begins in the one of its dtype that holds them all, and these; single ones stay."""
+    dtypes = Counter(spec.dtype for spec in tensors.values())
+    parts: dict[Key, tuple[str, int]] = {}
+    sizes: dict[str, int] = {}
+    for name, spec in tensors.items():
+        if dtypes[spec.dtype] > 1:
+            parts[name] = spec.dtype, sizes.get(spec.dtype, 0)
+            bytes_taken = -(-spec.size * size_of(spec.dtype) // SLACK) * SLACK + SLACK
+            sizes[spec.dtype] = parts[name][1] + bytes_taken // size_of(spec.dtype)
+    return parts, {dtype: TensorSpec((size,), dtype) for dtype, size in sizes.items()}
+
+
+def _block(step: Step, memory: Sequence[tirx.Expr]) -> s_tir.stmt.SBlock:
     """The kernel's body, its arguments declared as views."""
     kernel = s_tir.renew_defs(step.kernel)
-    views = [tirx.DeclBuffer(p, data=at.data) for p, at in zip(kernel.params, memory, strict=True)]
+    views = [tirx.DeclBuffer(p, data=at) for p, at in zip(kernel.params, memory, strict=True)]
     body, own = kernel.body, []
     if isinstance(body, s_tir.stmt.SBlockRealize) and body.block.name_hint == "root":
         body, own = body.block.body, body.block.alloc_buffers
@@ -62,11 +82,12 @@ def _block(step: Step, memory: Sequence[tirx.Buffer]) -> s_tir.stmt.SBlock:
 
 @dataclass
 class _Memory:
-    """Where tensors lie: ``params``, or slots of one dtype that tensors of different times share."""
+    """Where tensors lie: ``params``, ``parts`` of them, or slots that tensors of one dtype share."""
 
     steps: Sequence[Step]
     specs: Mapping[Hashable, TensorSpec]
     params: Mapping[Hashable, tirx.Buffer]
+    parts: Mapping[Hashable, tuple[Hashable, int]]
     slots: list[tirx.Buffer] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -77,7 +98,7 @@ class _Memory:
         free: dict[int, int] = {}
         for i, step in enumerate(self.steps):
             name = step.tensors[-1]
-            if name in self.params:
+            if name in self.params or name in self.parts:
                 continue
             spec = self.specs[name]
             fits = [s for s, end in free.items() if end < i and sizes[s][0] == spec.dtype]
@@ -91,9 +112,12 @@ class _Memory:
             for i, (dtype, size) in enumerate(sizes)
         ]
 
-    def place(self, name: Hashable) -> tirx.Buffer:
-        """The buffer that a tensor is a view of."""
-        return self.params[name] if name in self.params else self.slots[self._taken[name]]
+    def place(self, name: Hashable) -> tirx.Expr:
+        """The pointer to a tensor."""
+        if name in self.parts:
+            whole, offset = self.parts[name]
+            return tirx.address_of(self.params[whole][offset])
+        return (self.params[name] if name in self.params else self.slots[self._taken[name]]).data
 
 
 def _buffer(spec: TensorSpec, name: str) -> tirx.Buffer:

@@ -40,6 +40,8 @@ def schedule_cpu(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
 def _scheduled(func: tirx.PrimFunc, target: Target) -> tirx.PrimFunc:
     sch = s_tir.Schedule(tvm.IRModule({"main": func}), error_render_level="none")
     _inline(sch)
+    if any(block.branches and not block.cuts for block in blocks(sch)):
+        sch = s_tir.Schedule(s_tir.transform.StmtSimplify()(sch.mod), error_render_level="none")
     threads, width = cores(target), vector_bytes(target)
     todo = {block.name: block for block in blocks(sch)}
     while todo:

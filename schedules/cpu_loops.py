@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -14,12 +15,14 @@ PARALLEL_WORK = 1 << 16  # iterations that are worth a parallel launch of 1.6 us
 BORDER_WORK = 1 << 12
 UNROLL = 8
 MOST_PIECES = 8
+MOST_STACKED = 64
 SHORTEST_PIECE = 8
 
 
 def schedule_spatial(sch: s_tir.Schedule, block: Block, threads: int) -> None:
     """Fuse what is contiguous, so that LLVM finds one long loop to vectorise; parallel outside."""
-    if any(axis < len(block.extents) - 1 for axis in block.cuts) and block.work >= BORDER_WORK:
+    outside = any(axis < len(block.extents) - 1 for axis in block.cuts)
+    if outside and (block.work >= BORDER_WORK or _stacks(block)):
         _schedule_bordered(sch, block, threads)
         return
     pieces = _pieces(block)
@@ -49,6 +52,16 @@ def _pieces(block: Block) -> list[int]:
     stops = [0, *(at for at in block.cuts[last] if 0 < at < block.extents[last]), block.extents[last]]
     sizes = [stop - start for start, stop in pairwise(stops)]
     return sizes if 1 < len(sizes) <= MOST_PIECES and min(sizes) >= SHORTEST_PIECE else []
+
+
+def _stacks(block: Block) -> bool:
+    """Whether tensors are laid one behind another, as the states of all steps of a cell are."""
+    (axis, *others), last = block.cuts, len(block.extents) - 1
+    stops = [0, *block.cuts[axis], block.extents[axis]]
+    least = min(stop - start for start, stop in pairwise(stops)) * math.prod(block.extents[axis + 1 :])
+    if others or axis == last or len(stops) > MOST_STACKED + 1:
+        return False
+    return not block.heavy and least >= SHORTEST_PIECE
 
 
 def _schedule_bordered(sch: s_tir.Schedule, block: Block, threads: int) -> None:

@@ -1,11 +1,11 @@
 """``qchain16`` and the elementwise kernels of int16 on x86: 16 or 8 elements at a time, in int32 lanes.
 
-Where a size is no multiple of that, the last vector overlaps the one before it.
+Where a size is no multiple of that, the last vector is shorter, and overlaps the one before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -19,6 +19,7 @@ from tvm_qplugin.schedules.x86_isa import AVX2, F32_512, Buffer, Expr, Index, T,
 from tvm_qplugin.schedules.x86_lanes16 import Lanes, Value
 
 PARALLEL_ELEMENTS = 64 * 1024  # what a parallel launch is worth
+SHORTEST = 4  # lanes; of two or one, instructions are no fewer
 ALONE = ("requantize16", "qadd16", "qmul16")
 MAGNITUDES = {"int8": 2**7, "uint8": 2**8 - 1, "int16": 2**15}
 
@@ -60,11 +61,19 @@ def _loop(chain: _Chain, size: int, most: int) -> None:
     """Vectors of elements that are computed in one way in a loop, the others behind it."""
     lanes = min(most, 1 << (size.bit_length() - 1))
     alike = chain.alike(size)
-    whole = -(-size // lanes) if alike == size else alike // lanes
+    whole = -(-size // lanes) if alike == size >= 2 * lanes else alike // lanes
     with (T.parallel if size >= PARALLEL_ELEMENTS else T.serial)(0, whole) as i:
         chain.write(T.min(i * lanes, size - lanes), lanes, inside=True)
-    for at in range(whole * lanes, size, lanes):
-        chain.write(min(at, size - lanes), lanes, inside=False)
+    for at, count in _rest(whole * lanes, size, lanes):
+        chain.write(at, count, inside=at + count <= alike)
+
+
+def _rest(begin: int, size: int, lanes: int) -> Iterator[tuple[int, int]]:
+    """Where vectors behind a loop begin, and their lanes: at the end no more than it takes, but four."""
+    while begin < size:
+        count = min(lanes, max(SHORTEST, 1 << (size - begin - 1).bit_length()))
+        yield min(begin, size - count), count
+        begin += count
 
 
 class _Chain:
@@ -119,6 +128,8 @@ class _Chain:
         front = int(p["vectorized"])
         if front == 0 or front >= self.call.out.size or inside:
             return front > 0
+        if isinstance(at, int) and at >= front:
+            return False
         if lanes == 1:
             return at < front
         return T.ramp(at, 1, lanes) < T.broadcast(T.int32(front), lanes)

@@ -96,10 +96,9 @@ class Lanes:
         bound = min(min(x.bound << up, INT32) * abs(fixed) // INT32 + 1, INT32)
         if x.bound <= WORD and fixed >= 0 and up <= ADD_BITS:
             return self._divided(self._short(x.lanes, fixed, up), bound, down)
-        wide = self._wide(x.lanes, fixed, up)
         if bound + half < INT32:
-            return self._divided(self._cast("int32", wide), bound, down)
-        wide = self.kept(wide, "int64")
+            return self._divided(self._narrow(x, fixed, up), bound, down)
+        wide = self.kept(self._wide(x.lanes, fixed, up), "int64")
         rounded = wide + (self._i64(half) + T.shift_right(wide, self._i64(63)))
         return Value(self._cast("int32", T.shift_right(rounded, self._i64(down))), (bound >> down) + 1)
 
@@ -111,6 +110,24 @@ class Lanes:
             return high + T.shift_right(low + self._i32(1 << 15), self._i32(16))
         carried = high + T.shift_right(low, self._i32(16)) + self._i32(1 << (14 - up))
         return T.shift_right(carried, self._i32(15 - up))
+
+    def _narrow(self, x: Value, fixed: int, up: int) -> Expr:
+        """``_wide`` where it fits int32: a shift where that serves, else even and odd lanes apart."""
+        shift = 31 - up - (fixed.bit_length() - 1)
+        if fixed & (fixed - 1) == 0 and shift > 0 and x.bound + (1 << (shift - 1)) < INT32:
+            return T.shift_right(x.lanes + self._i32(1 << (shift - 1)), self._i32(shift))
+        if self.count == 1:
+            return self._cast("int32", self._wide(x.lanes, fixed, up))
+        pairs = Lanes(self.count // 2)
+        shifted = T.shift_left(x.lanes, self._i32(up)) if up else x.lanes
+        both = pairs.kept(T.reinterpret(f"int64x{pairs.count}", self.kept(shifted)), "int64")
+        word = pairs._i64(32)
+        halves = [
+            pairs.kept(T.shift_right(half * pairs._i64(fixed) + pairs._i64(1 << 30), pairs._i64(31)), "int64")
+            for half in (T.shift_right(T.shift_left(both, word), word), T.shift_right(both, word))
+        ]
+        order = [at // 2 * 2 + at % 2 * self.count for at in range(self.count)]
+        return T.Shuffle([T.reinterpret(f"int32x{self.count}", half) for half in halves], order)
 
     def _wide(self, x: Expr, fixed: int, up: int) -> Expr:
         """``x << up``, as int32, times ``fixed`` by 2 ** 31, half up, in int64."""

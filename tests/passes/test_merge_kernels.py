@@ -186,6 +186,41 @@ def test_a_function_runs_a_bounded_number_of_kernels(most, sizes):
     assert [len(names) for _, names in json.loads(after["main"].attrs[CALLS])] == sizes
 
 
+def test_what_functions_pass_on_is_one_tensor():
+    text = "a = double x, b = double a, c = total a b, d = total b c, e = total a d, f = double e"
+    after = MergeKernels(kernels=3)(straight(text, "f"))
+    assert functions(after) == ["merged", "merged1"]
+    assert [len(after[name].params) for name in functions(after)] == [2, 2]
+    np.testing.assert_array_equal(results(after)[0], 2 * (2 + 4 + 6) * X)
+
+
+def test_what_others_read_or_is_large_is_passed_on_alone(monkeypatch):
+    text = "a = double x, b = double a, c = total a b, d = total b c, e = total a d, f = total c e"
+    after = MergeKernels(kernels=3)(straight(text, "a", "f"))
+    assert [len(after[name].params) for name in functions(after)] == [3, 3]
+    for found, factor in zip(results(after), (2, 2 + 4 + 6 + 6), strict=True):
+        np.testing.assert_array_equal(found, factor * X)
+    monkeypatch.setattr("tvm_qplugin.passes.merge_kernels.PACKED", X.nbytes - 1)
+    alone = MergeKernels(kernels=3)(straight(text, "a", "f"))
+    assert [len(alone[name].params) for name in functions(alone)] == [4, 4]
+    np.testing.assert_array_equal(results(alone)[1], 18 * X)
+
+
+def test_equal_constants_are_one_operand():
+    builder, x = relax.BlockBuilder(), relax.Var("x", TENSOR)
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            value = x
+            for seed in (3, 5, 3):
+                value = builder.emit(bound(builder, "total", [value, ir.const(np.full(64, seed, "int32"))]))
+            value = builder.emit_output(value)
+        builder.emit_func_output(value)
+    after = MergeKernels()(builder.get())
+    (function,) = functions(after)
+    assert len(after[function].params) == len(["x", "threes", "fives", "result"])
+    np.testing.assert_array_equal(results(after)[0], X + 11)
+
+
 def test_tensors_of_different_times_share_memory():
     after = MergeKernels()(chain(8))
     (function,) = functions(after)

@@ -63,6 +63,10 @@ ISLANDS: dict[str, tuple[list[tuple[int, ...]], Callable[..., Any]]] = {
     "silu": ([(1, 56, 56, 24)], lambda x: R.multiply(x, R.sigmoid(x))),
     "gate": ([(1, 1, 1, 24), (1, 20, 20, 24)], lambda g, x: R.multiply(R.sigmoid(g), x)),
     "concat": ([(1, 9, 9, 24), (1, 9, 9, 5)], lambda x, y: R.concat([x, y], 3)),
+    "states of all steps": (
+        [(1, 20)] * 5,
+        lambda *x: R.permute_dims(R.reshape(R.concat(x, 0), (5, 1, 20)), [1, 0, 2]),
+    ),
     "concat of three": ([(1, 56, 56, c) for c in (24, 8, 40)], lambda *x: R.concat(x, 3)),
     "transpose": ([(1, 20, 20, 33)], lambda x: R.permute_dims(x, [0, 3, 1, 2])),
     "conv nhwc": (
@@ -111,6 +115,12 @@ def test_the_inside_of_a_halo_has_loops_of_its_own() -> None:
 def test_long_pieces_of_a_concatenation_have_loops_of_their_own(channels: tuple[int, int], cut: bool) -> None:
     mod = island([(1, 30, 30, c) for c in channels], lambda x, y: R.concat([x, y], 3))
     assert ("partition" in scheduled(mod, HOST).script()) == cut
+
+
+@pytest.mark.parametrize(("steps", "size", "cut"), [(28, 20, True), (28, 7, False), (66, 20, False)])
+def test_each_of_some_states_has_a_loop_of_its_own(steps: int, size: int, cut: bool) -> None:
+    mod = island([(1, size)] * steps, lambda *x: R.reshape(R.concat(x, 0), (steps, 1, size)))
+    assert (scheduled(mod, HOST).script().count("_partition") > steps - 3) == cut
 
 
 def test_a_scheduled_function_is_returned_as_it_is() -> None:

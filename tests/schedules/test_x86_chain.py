@@ -84,6 +84,19 @@ def test_multiply(isa: str, size: int, s_a: float, s_b: float, ratio: float) -> 
 
 
 @every_isa
+@pytest.mark.parametrize("size", [20, 23])
+@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0, 2.0**14, 2.0**15])
+def test_factors_that_are_powers_of_two(isa: str, size: int, ratio: float) -> None:
+    scale = 2.0**-12
+    a, b = codes(size, size), codes(size + 1, size)
+    p = {**FULL, "multiplier": oracle16.mul_multiplier(scale, scale, scale * scale * ratio)}
+    check(isa, "qmul16", p, [a, b], ORACLE16["qmul16"](p, a, b, "int16"))
+    multipliers = oracle16.add_multipliers(scale, scale * ratio, scale * max(ratio, 1.0))
+    p = {**FULL, **multipliers, "subtract": False, "vectorized": 16}
+    check(isa, "qadd16", p, [a, b], ORACLE16["qadd16"](p, a, b, "int16"))
+
+
+@every_isa
 @quick
 @given(SIZES, st.floats(2.0**-20, 2.0**9), st.sampled_from(["int16", "int8", "uint8"]), st.booleans())
 def test_requantize(isa: str, size: int, ratio: float, other: str, back: bool) -> None:
