@@ -1,4 +1,4 @@
-"""Scores of attention: what an integer model keeps in float between a matrix product and its softmax."""
+"""What a transformer in integers keeps in float: scores between a product and its softmax, sums for norms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
-from tvm_qplugin.passes.op_kinds import WEIGHTED
+from tvm_qplugin.passes.op_kinds import NORMS, WEIGHTED
 
 MASKS = ("add", "subtract", "relax.where")
 SCORES = (
@@ -17,6 +17,10 @@ SCORES = (
 MASKED = (
     "masked scores of attention stay in float: the mask takes up the whole range; a rule of a recipe can "
     "ask for it"
+)
+RESIDUAL = (
+    "it sums up what layers add, for norms in float: a step of int8 loses small addends; a rule of a recipe "
+    "can ask for it"
 )
 
 
@@ -45,6 +49,24 @@ def float_scores(
         if masked or (always and op.scheme == "int8"):
             reason = SCORES if op.scheme == "int8" else MASKED
             found |= {step: _in_float(operators[step], recipe, reason) for step in path}
+    return found
+
+
+def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> dict[str, OpAnnotation]:
+    """Keep in float, in an int8 model, sums that only norms in float and such sums read.
+
+    They are what the layers of a transformer add to, one after the other. Operators that a rule of the
+    recipe asks for stay as they are.
+    """
+    found = dict(operators)
+    stream: set[str] = set()
+    for name, op in reversed(list(operators.items())):
+        readers = [other for other in operators.values() if name in other.inputs]
+        norms = any(other.kind.endswith(NORMS) for other in readers)
+        alone = all(other.kind.endswith(NORMS) or other.output in stream for other in readers)
+        if op.integer and (op.kind, op.scheme) == ("add", "int8") and norms and alone:
+            stream.add(name)
+            found[name] = _in_float(op, recipe, RESIDUAL)
     return found
 
 
