@@ -59,11 +59,11 @@ class Annotate:
         if self.wide_cells:
             operators = float_front(func, operators, self.recipe)
         operators = float_scores(operators, self.recipe, self.wide_cells)
-        operators = _settle(func, operators)
+        settled = _settle(func, operators)
         if self.wide_cells:
-            operators = _settle(func, float_residuals(operators, self.recipe))
-            operators = widened(func, operators)
-        annotation = _tensors(func, _follow(operators), self.recipe)
+            settled = _settle(func, {**operators, **float_residuals(settled, self.recipe)})
+            settled = widened(func, settled)
+        annotation = _tensors(func, _follow(settled), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
     def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:

@@ -53,19 +53,17 @@ def float_scores(
 
 
 def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> dict[str, OpAnnotation]:
-    """Keep in float, in an int8 model, sums that only norms in float and such sums read.
+    """Sums of an int8 model that only norms in float and such sums read, kept in float.
 
     They are what the layers of a transformer add to, one after the other. Operators that a rule of the
     recipe asks for stay as they are.
     """
-    found = dict(operators)
-    stream: set[str] = set()
+    found: dict[str, OpAnnotation] = {}
     for name, op in reversed(list(operators.items())):
         readers = [other for other in operators.values() if name in other.inputs]
         norms = any(other.kind.endswith(NORMS) for other in readers)
-        alone = all(other.kind.endswith(NORMS) or other.output in stream for other in readers)
+        alone = all(other.kind.endswith(NORMS) or other.output in found for other in readers)
         if op.integer and (op.kind, op.scheme) == ("add", "int8") and norms and alone:
-            stream.add(name)
             found[name] = _in_float(op, recipe, RESIDUAL)
     return found
 
