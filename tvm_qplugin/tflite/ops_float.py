@@ -104,14 +104,14 @@ def rms_norm(node: FloatNode, call: Call) -> Value:
     if [int(axis) % rank for axis in call.attrs.axes] != [rank - 1]:
         raise node.refuse("it is not over the last axis")
 
-    def step(code: str, inputs: list[Value], spec: TensorSpec, options: str = "", **fields: bool) -> Value:
+    def step(code: str, inputs: list[Value], spec: TensorSpec, options: str = "", **fields: Any) -> Value:
         made = node.writer.tensor(f"{node.name}_{code.lower()}", spec)
         node.writer.operator(code, inputs, [made], options, **fields)
         return made
 
     square = step("SQUARE", [node.value(0)], node.out, "SquareOptions")
     mean = step("MEAN", [square, node.numbers([rank - 1], "axes")], row, "ReducerOptions", keepDims=True)
-    epsilon = node.writer.constant(f"{node.name}_epsilon", np.float32(call.attrs.epsilon))
+    epsilon = node.writer.constant(f"{node.name}_epsilon", np.array(call.attrs.epsilon, "float32"))
     root = step("RSQRT", [step("ADD", [mean, epsilon], row, "AddOptions")], row)
     return node.emit(
         "MUL", [step("MUL", [node.value(0), root], node.out, "MulOptions"), node.value(1)], "MulOptions"
