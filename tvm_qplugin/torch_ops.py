@@ -132,6 +132,13 @@ def _masked(call: Call, scores: Expr) -> Expr:
     return call.bind(relax.op.add(scores, mask), "masked")
 
 
+def masked_fill(call: Call) -> Expr:
+    """A number where a mask is set."""
+    x, value = call["self"], call["value"]
+    number = _number(value, x) if isinstance(value, int | float) else value
+    return relax.op.where(call["mask"], number, x)
+
+
 def extreme(op: Callable[..., Expr]) -> Callable[[Call], Expr]:
     """Largest or smallest elements over axes."""
 
@@ -245,6 +252,7 @@ OPERATORS: dict[str, Callable[[Call], Expr]] = {
     **{name: scaled(relax.op.subtract) for name in ("sub.Tensor", "sub.Scalar")},
     **{name: reversed_subtract for name in ("rsub.Tensor", "rsub.Scalar")},
     "scaled_dot_product_attention.default": attention,
+    **{name: masked_fill for name in ("masked_fill.Scalar", "masked_fill.Tensor")},
     "amax.default": extreme(relax.op.max),
     "amin.default": extreme(relax.op.min),
     "layer_norm.default": layer_norm,

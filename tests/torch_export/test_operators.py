@@ -109,6 +109,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     ),
     "changed in place": lambda z: (z.clone().add_(1), z.clone().mul_(2).relu_(), F.relu(z * 2, inplace=True)),
     "made of constants": lambda z: (z + torch.arange(5.0), z * torch.linspace(0, 1, 5), z.new_ones(1) * z),
+    "masks": lambda z: (
+        *(z.masked_fill(z > 0, float("-inf")).softmax(-1), z.masked_fill(z[:, :1] > 0, 2.0)),
+        torch.zeros_like(z > 0, dtype=torch.float32).masked_fill(z > 0, float("-inf")),
+        z.argmax(1).masked_fill(z[:, 0] > 0, 7),
+    ),
     "made of shapes": lambda z: (
         torch.zeros_like(z > 0, dtype=torch.float32) + z,
         torch.full_like(z, 0.5, dtype=torch.float64).float() * z,
