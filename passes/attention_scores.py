@@ -55,7 +55,7 @@ def float_scores(
 def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> dict[str, OpAnnotation]:
     """Sums of an int8 model that only norms in float and such sums read, kept in float.
 
-    They are what the layers of a transformer add to, one after the other. Operators that a rule of the
+    They are what the layers of a transformer add to, one after the other; none adds to an input of the model. Operators that a rule of the
     recipe asks for stay as they are.
     """
     found: dict[str, OpAnnotation] = {}
@@ -63,7 +63,8 @@ def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> di
         readers = [other for other in operators.values() if name in other.inputs]
         norms = any(other.kind.endswith(NORMS) for other in readers)
         alone = all(other.kind.endswith(NORMS) or other.output in found for other in readers)
-        if op.integer and (op.kind, op.scheme) == ("add", "int8") and norms and alone:
+        computed = all(source in operators for source in op.inputs)
+        if op.integer and (op.kind, op.scheme) == ("add", "int8") and computed and norms and alone:
             found[name] = _in_float(op, recipe, RESIDUAL)
     return found
 
