@@ -55,8 +55,8 @@ def float_scores(
 def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> dict[str, OpAnnotation]:
     """Sums of an int8 model that only norms in float and such sums read, kept in float.
 
-    They are what the layers of a transformer add to, one after the other; none adds to an input of the model. Operators that a rule of the
-    recipe asks for stay as they are.
+    They are what the layers of a transformer add to, one after the other; none adds to an input of the
+    model. Operators that a rule of the recipe asks for stay as they are.
     """
     found: dict[str, OpAnnotation] = {}
     for name, op in reversed(list(operators.items())):
