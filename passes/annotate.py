@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import tvm
@@ -15,7 +15,7 @@ from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.recipe import STORAGE_SCHEMES, Recipe
 from tvm_qplugin.core.spec import SCHEMES, WEIGHT, Annotation, OpAnnotation, SharedSpec, Spec, second
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.attention_scores import float_scores, float_weights
+from tvm_qplugin.passes.attention_scores import float_residuals, float_scores, float_weights
 from tvm_qplugin.passes.op_kinds import (
     ELEMENTWISE,
     KIND_NAMES,
@@ -58,12 +58,14 @@ class Annotate:
         operators = {op.output: self._decide(op, whole) for op, whole in self._groups(func)}
         if self.wide_cells:
             operators = float_front(func, operators, self.recipe)
-            operators = float_weights(func, operators, self.recipe)
         operators = float_scores(operators, self.recipe, self.wide_cells)
-        operators = _settle(func, operators)
         if self.wide_cells:
-            operators = widened(func, operators)
-        annotation = _tensors(func, _follow(operators), self.recipe)
+            operators = float_weights(func, operators, self.recipe)
+        settled = _settle(func, operators)
+        if self.wide_cells:
+            settled = _settle(func, {**operators, **float_residuals(settled, self.recipe)})
+            settled = widened(func, settled)
+        annotation = _tensors(func, _follow(settled), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())
 
     def _groups(self, func: relax.Function) -> Iterator[tuple[OpAnnotation, OpAnnotation]]:
@@ -298,8 +300,18 @@ def _fed_by_float_only(
     """An elementwise chain stays in the island that feeds it."""
     if op.kind in (*WEIGHTED, "add", "subtract", "multiply") or not op.inputs:
         return False
-    source = op.inputs[0]
-    return source in integer and not integer[source] and operators[source].kind not in MOVEMENT
+    origins = _origins(op.inputs, operators)
+    return bool(origins) and all(name in integer and not integer[name] for name in origins)
+
+
+def _origins(names: Iterable[str], operators: Mapping[str, OpAnnotation]) -> set[str]:
+    """What computed the data that operators behind it only move."""
+    found: set[str] = set()
+    for name in names:
+        op = operators.get(name)
+        moved = op is not None and op.kind in MOVEMENT
+        found |= _origins(op.inputs, operators) if op is not None and moved else {name}
+    return found
 
 
 def _tensors(func: relax.Function, operators: Mapping[str, OpAnnotation], recipe: Recipe) -> Annotation:

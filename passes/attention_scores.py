@@ -1,4 +1,4 @@
-"""Softmaxes that an integer model keeps in float: of scores of attention, and over many positions."""
+"""What an integer model keeps in float: softmaxes of scores or over many positions, sums for norms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tvm import relax
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.op_kinds import MOVEMENT, WEIGHTED
+from tvm_qplugin.passes.op_kinds import MOVEMENT, NORMS, WEIGHTED
 
 MASKS = ("add", "subtract", "relax.where")
 SCORES = (
@@ -20,6 +20,10 @@ SCORES = (
 MASKED = (
     "masked scores of attention stay in float: the mask takes up the whole range; a rule of a recipe can "
     "ask for it"
+)
+RESIDUAL = (
+    "it sums up what layers add, for norms in float: a step of int8 loses small addends; a rule of a recipe "
+    "can ask for it"
 )
 MOST_WEIGHTS = 256
 """Of so many elements whose sum is 1 the mean is a step of int8."""
@@ -77,6 +81,23 @@ def float_scores(
         if masked or (always and op.scheme == "int8"):
             reason = SCORES if op.scheme == "int8" else MASKED
             found |= {step: _in_float(operators[step], recipe, reason) for step in path}
+    return found
+
+
+def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> dict[str, OpAnnotation]:
+    """Sums of an int8 model that only norms in float and such sums read, kept in float.
+
+    They are what the layers of a transformer add to, one after the other; none adds to an input of the
+    model. Operators that a rule of the recipe asks for stay as they are.
+    """
+    found: dict[str, OpAnnotation] = {}
+    for name, op in reversed(list(operators.items())):
+        readers = [other for other in operators.values() if name in other.inputs]
+        norms = any(other.kind.endswith(NORMS) for other in readers)
+        alone = all(other.kind.endswith(NORMS) or other.output in found for other in readers)
+        computed = all(source in operators for source in op.inputs)
+        if op.integer and (op.kind, op.scheme) == ("add", "int8") and computed and norms and alone:
+            found[name] = _in_float(op, recipe, RESIDUAL)
     return found
 
 

@@ -13,10 +13,12 @@ from tvm.ir import GenericConst
 
 from tvm_qplugin.core.errors import ModelError
 from tvm_qplugin.passes.canonicalize_ops import CanonicalizeOps
+from tvm_qplugin.passes.einsum_products import EinsumProducts
 from tvm_qplugin.passes.fold_batch_norm import FoldBatchNorm
 from tvm_qplugin.passes.fold_constants import FoldConstants
 from tvm_qplugin.passes.fold_pad import FoldPad
 from tvm_qplugin.passes.fuse_layer_norm import FuseLayerNorm
+from tvm_qplugin.passes.fuse_rms_norm import FuseRMSNorm
 from tvm_qplugin.passes.note_batch_norm import NoteBatchNorm
 from tvm_qplugin.passes.rebuild import (
     dtype_of,
@@ -48,7 +50,15 @@ def canonicalize(module: IRModule, input_layout: str = "NCHW", statistics: bool 
         raise ModelError("main takes its weights as parameters; bind them with relax.transform.BindParams")
     noted = [NoteBatchNorm()] if statistics else []
     folded = [FoldBatchNorm(), SubPixel(), ToNHWC(input_layout == "NHWC"), FoldPad()]
-    passes = [FoldConstants(), CanonicalizeOps(), FuseLayerNorm(), *noted, *folded]
+    passes = [
+        EinsumProducts(),
+        FoldConstants(),
+        CanonicalizeOps(),
+        FuseLayerNorm(),
+        FuseRMSNorm(),
+        *noted,
+        *folded,
+    ]
     module = tvm.transform.Sequential(passes)(module)
     module["main"] = (
         module["main"].with_attr("num_input", declared).with_attr(IO, _interface(main, module["main"]))

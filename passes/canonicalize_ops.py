@@ -11,6 +11,7 @@ import tvm
 from tvm import IRModule, relax
 from tvm.ir.transform import PassContext
 
+from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.passes.rebuild import (
     Rebuilder,
     constant,
@@ -156,10 +157,58 @@ def _softmax(_build: Rebuilder, call: Expr) -> Expr:
 def _take(_build: Rebuilder, call: Expr) -> Expr:
     """Indices counted from the end, which mode "fast" would read out of bounds."""
     value, axis = value_of(call.args[1]), call.attrs.axis
-    if value is None or axis is None:
+    if axis is None:
         return call
+    if value is None:
+        checked = str(call.attrs.mode) != "fast"
+        return call if checked else relax.op.take(call.args[0], call.args[1], int(axis), mode="wrap")
     extent = shape_of(call.args[0])[int(axis)]
     return relax.op.take(call.args[0], constant(value % extent), int(axis), mode="wrap")
+
+
+def _picked(x: Expr, axis: int, index: Array) -> Expr:
+    return relax.op.take(x, constant(index.astype("int64")), axis, mode="wrap")
+
+
+def _broadcast(build: Rebuilder, call: Expr) -> Expr:
+    """Repetition along axes of one element as gathering by a constant, which has integer kernels."""
+    x, target = call.args[0], shape_of(build.normalized(call))
+    if dtype_of(x) != "float32" or value_of(x) is not None:
+        return call
+    shape = (1,) * (len(target) - len(shape_of(x))) + shape_of(x)
+    out = x if shape == shape_of(x) else relax.op.reshape(x, shape)
+    for axis, (have, want) in enumerate(zip(shape, target, strict=True)):
+        out = out if have == want else _picked(out, axis, np.zeros(want))
+    return out
+
+
+def _tile(build: Rebuilder, call: Expr) -> Expr:
+    """Copies side by side as gathering by a constant."""
+    x, repeats = call.args[0], [int(r) for r in call.attrs.repeats]
+    rank = max(len(repeats), len(shape_of(x)))
+    shape = (1,) * (rank - len(shape_of(x))) + shape_of(x)
+    out = x if shape == shape_of(x) else relax.op.reshape(x, shape)
+    for axis, count in enumerate([1] * (rank - len(repeats)) + repeats):
+        out = out if count == 1 else _picked(out, axis, np.tile(np.arange(shape[axis]), count))
+    return out
+
+
+def _repeat(_build: Rebuilder, call: Expr) -> Expr:
+    """Every element several times in a row as gathering by a constant."""
+    if call.attrs.axis is None:
+        return call
+    axis = int(call.attrs.axis) % len(shape_of(call.args[0]))
+    return _picked(
+        call.args[0], axis, np.arange(shape_of(call.args[0])[axis]).repeat(int(call.attrs.repeats))
+    )
+
+
+def _stack(build: Rebuilder, call: Expr) -> Expr:
+    """Tensors along a new axis as a concat of reshaped ones."""
+    target = shape_of(build.normalized(call))
+    axis = int(call.attrs.axis or 0) % len(target)
+    part = (*target[:axis], 1, *target[axis + 1 :])
+    return relax.op.concat([relax.op.reshape(x, part) for x in call.args[0].fields], axis)
 
 
 CLAMPS = ("maximum", "minimum", "nn.relu6", "nn.relu", "clip")
@@ -173,4 +222,8 @@ RULES: dict[str, Callable[[Rebuilder, Expr], Expr]] = {
     **{name: _reduce for name in ("mean", "sum", "max", "min")},
     "nn.softmax": _softmax,
     "take": _take,
+    "broadcast_to": _broadcast,
+    "tile": _tile,
+    "repeat": _repeat,
+    "stack": _stack,
 }

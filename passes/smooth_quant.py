@@ -26,6 +26,7 @@ from tvm_qplugin.passes.rebuild import (
 
 Expr = Any
 MOVES = ("reshape", "permute_dims")
+NORMS = ("nn.layer_norm", "nn.rms_norm")
 SMALLEST = 1e-5
 
 
@@ -36,7 +37,7 @@ class SmoothQuant:
 
     In: a canonical float module; ``maxima`` has the largest magnitude of every channel (last axis) of the
     tensors that ``smoothable`` names. Out: the same function: channel j is divided by
-    ``maxima[j]**strength / max|W[j]|**(1 - strength)``, inside the layer norm where only dense layers read
+    ``maxima[j]**strength / max|W[j]|**(1 - strength)``, inside the norm where only dense layers read
     it, else by a multiplication in float before them.
     """
 
@@ -59,7 +60,7 @@ class SmoothQuant:
 def smoothable(func: relax.Function) -> dict[str, list[Expr]]:
     """Tensors that stay float until dense layers read them, by name, with these layers.
 
-    They are the results of layer norms, also reshaped or transposed.
+    They are the results of layer and RMS norms, also reshaped or transposed.
     """
     bound = dict(straight_bindings(func))
     found: dict[str, list[Expr]] = {}
@@ -80,7 +81,7 @@ def _is_float(var: Expr, bound: Mapping[Expr, Expr]) -> bool:
     value: Expr = bound.get(var)
     while op_name(value) in MOVES:
         value = bound.get(value.args[0])
-    return op_name(value) == "nn.layer_norm"
+    return op_name(value) in NORMS
 
 
 class _Smoothing(Rebuilder):
@@ -91,13 +92,13 @@ class _Smoothing(Rebuilder):
         self.inside = self._only_for_dense()
 
     def _only_for_dense(self) -> set[str]:
-        """Layer norms with a vector of scales that nothing else reads."""
+        """Norms with a vector of scales that nothing else reads."""
         kept = {out.name for out in outputs_of(self.func)}
         found = set()
         for var, value in straight_bindings(self.func):
             if not _is_dense(value):
                 kept.update(used.name for used in variables_in(value))
-            if op_name(value) == "nn.layer_norm" and value_of(value.args[1]) is not None:
+            if op_name(value) in NORMS and value_of(value.args[1]) is not None:
                 found.add(var.name)
         return (found & set(self.factors)) - kept
 
@@ -105,7 +106,7 @@ class _Smoothing(Rebuilder):
         """Scale norms and weights; everything else as it is."""
         call = self.mapped(value)
         if var.name in self.inside:
-            scaled = [constant(a.value.numpy() / self.factors[var.name]) for a in call.args[1:3]]
+            scaled = [constant(a.value.numpy() / self.factors[var.name]) for a in call.args[1:]]
             call = with_args(call, [call.args[0], *scaled])
         elif _is_dense(value) and getattr(value.args[0], "name", "") in self.factors:
             factors = self.factors[value.args[0].name]

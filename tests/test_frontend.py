@@ -159,6 +159,9 @@ SINGLE: dict[str, tuple[str, list[str], dict[str, Any], dict[str, Any], int]] = 
     "flatten": ("Flatten", [], {"axis": 2}, {}, 13),
     "unsqueeze": ("Unsqueeze", ["a"], {}, {"a": np.array([0, -1])}, 13),
     "expand": ("Expand", ["s"], {}, {"s": np.array([2, 1, 1, 1])}, 13),
+    "tile": ("Tile", ["r"], {}, {"r": np.array([1, 2, 1, 3])}, 13),
+    "gather elements": ("GatherElements", ["i"], {"axis": 3}, {"i": np.array([[[[0, -1], [2, 1]]]])}, 13),
+    "einsum": ("Einsum", ["w"], {"equation": "bchw,oc->bohw"}, {"w": rand(6, 4)}, 13),
     "squeeze": ("Squeeze", ["a"], {}, {"a": np.array([0])}, 13),
     "resize nearest": ("Resize", ["r", "s"], {}, {"r": rand(0), "s": np.float32([1, 1, 2, 2])}, 11),
     "resize linear": (
@@ -334,6 +337,12 @@ def test_identity_and_dropout_vanish() -> None:
         helper.make_node("Relu", ["d"], ["y"]),
     ]
     assert operators(same_as_reference(model_of(nodes, {"x": IMAGE}, {}), rand(*IMAGE))) == ["nn.relu"]
+
+
+def test_masks_are_bool_of_any_rank() -> None:
+    model = model_of([helper.make_node("Where", ["m", "x", "w"], ["y"])], {"x": IMAGE}, {"w": np.float32(2)})
+    model.graph.input.append(helper.make_tensor_value_info("m", onnx.TensorProto.BOOL, [1, 1, 9, 7]))
+    same_as_reference(model, rand(*IMAGE), rand(1, 1, 9, 7) > 0)
 
 
 def test_shape_arithmetic_is_folded() -> None:

@@ -205,7 +205,7 @@ def _check_type(entry: onnx.ValueInfoProto, rank: int) -> None:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type).name
     except (KeyError, TypeError, ValueError):
         raise ModelError(f"input {entry.name} has an unknown element type") from None
-    if dtype not in INPUT_TYPES or (rank > 2 and dtype in ("int64", "int32", "bool")):
+    if dtype not in INPUT_TYPES or (rank > 3 and dtype in ("int64", "int32")):
         raise ModelError(
             f"input {entry.name} is {dtype} of rank {rank}; expected float32 (or int8, uint8 of a quantized "
             "model): convert the model to float32"

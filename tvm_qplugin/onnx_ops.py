@@ -254,7 +254,13 @@ def same(node: Node) -> Expr:
     return node.inputs[0]
 
 
+def einsum(node: Node) -> Expr:
+    """Einsum; ``EinsumProducts`` makes a matrix product of it."""
+    return relax.op.einsum(tuple(node.inputs), node.text("equation", ""))
+
+
 OPERATORS: dict[str, Callable[[Node], Expr]] = {
+    "Einsum": einsum,
     "Clip": clip,
     "Relu": lambda node: relax.op.nn.relu(node.inputs[0]),
     "Gemm": gemm,

@@ -203,6 +203,23 @@ def expand(node: Node) -> Expr:
     return relax.op.broadcast_to(x, shape)
 
 
+def tile(node: Node) -> Expr:
+    """Copies side by side, as many along each axis as a constant says."""
+    x, repeats = node.inputs[0], node.ints(1, "repeats")
+    if repeats is None or len(repeats) != len(shape_of(x)) or min(repeats, default=1) < 1:
+        raise ValueError(f"repeats {repeats} do not fit {shape_of(x)}")
+    return x if set(repeats) <= {1} else relax.op.tile(x, repeats)
+
+
+def gather_elements(node: Node) -> Expr:
+    """One element along an axis for each number; negative numbers count from the end."""
+    x, index = node.inputs[0], node.inputs[1]
+    axis = _axis(int(node.attrs.get("axis", 0)), len(shape_of(x)))
+    zero, size = (constant(np.array(n, dtype_of(index))) for n in (0, shape_of(x)[axis]))
+    place = relax.op.where(relax.op.less(index, zero), relax.op.add(index, size), index)
+    return relax.op.gather_elements(x, place, axis)
+
+
 def cast(node: Node) -> Expr:
     """Cast; to the type it has already it is nothing."""
     from onnx.helper import tensor_dtype_to_np_dtype
@@ -230,5 +247,7 @@ SHAPES: dict[str, Callable[[Node], Expr]] = {
     "Pad": pad,
     "Concat": concat,
     "Expand": expand,
+    "Tile": tile,
+    "GatherElements": gather_elements,
     "Cast": cast,
 }

@@ -27,6 +27,7 @@ from tvm_qplugin.passes.lower_float import LowerFloat
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.merge_kernels import MergeKernels
 from tvm_qplugin.passes.pad_producers import PadProducers
+from tvm_qplugin.passes.plain_offsets import PlainOffsets
 from tvm_qplugin.passes.quantize_dynamic import QuantizeDynamic
 from tvm_qplugin.passes.quantize_embedding import QuantizeEmbedding
 from tvm_qplugin.passes.quantize_float16 import QuantizeFloat16
@@ -105,7 +106,9 @@ def lower_passes(
         *kernel_passes(mod, profile, target),
         FuseChains(rules_of(profile), target),
         SelectKernels((recorded_rule(profile, database), *rules_of(profile)), target),
+        relax.backend.DispatchSortScan(),
         legalize_ops(),
+        PlainOffsets(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
         FuseNamed(),

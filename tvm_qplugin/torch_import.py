@@ -23,6 +23,7 @@ from tvm_qplugin.import_names import Named, Names
 from tvm_qplugin.onnx_file import last_line
 from tvm_qplugin.passes.canonicalize import IO
 from tvm_qplugin.passes.rebuild import constant, dtype_of, shape_of
+from tvm_qplugin.torch_gather import GATHER
 from tvm_qplugin.torch_names import label, names_of, path_of
 from tvm_qplugin.torch_ops import OPERATORS, Call
 from tvm_qplugin.torch_program import check_program, decomposed
@@ -31,7 +32,7 @@ from tvm_qplugin.torch_recurrent import RECURRENT
 from tvm_qplugin.torch_windows import WINDOWS
 
 Expr = Any
-CONVERTERS = {**OPERATORS, **WINDOWS, **RECURRENT, **QUANTIZED}
+CONVERTERS = {**OPERATORS, **GATHER, **WINDOWS, **RECURRENT, **QUANTIZED}
 # What TVM converts into something else, or at random.
 REFUSED = {
     "grid_sampler_2d.default",
@@ -39,6 +40,15 @@ REFUSED = {
     "randn.default",
     "randn_like.default",
     "exponential.default",
+}
+# What has a value that the shape of its first argument decides.
+SHAPED = {
+    "zeros_like.default",
+    "ones_like.default",
+    "full_like.default",
+    "new_zeros.default",
+    "new_ones.default",
+    "new_full.default",
 }
 # A constant of more elements than this is not computed at import.
 FOLD_LIMIT = 2**26
@@ -125,7 +135,8 @@ class Importer(ExportedProgramImporter):
 
     def _fold(self, node: Any) -> bool:
         """Compute in torch what depends on no input; dequantization of weights stays."""
-        if not all(used in self.values for used in node.all_input_nodes):
+        shaped = node.args[:1] if node.target.__name__ in SHAPED else ()
+        if not all(used in self.values or used in shaped for used in node.all_input_nodes):
             return False
         seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if seeded or node.target.__name__.startswith("dequantize_"):
@@ -133,9 +144,14 @@ class Importer(ExportedProgramImporter):
         meta = node.meta.get("val")
         if not isinstance(meta, torch.Tensor) or meta.numel() > FOLD_LIMIT:
             return False
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
         self._know(node, node.target(*args, **kwargs))
         return True
+
+    def _value(self, node: Any) -> torch.Tensor:
+        """What is known of a node: its value, or zeros of its shape and dtype."""
+        meta = node.meta["val"]
+        return self.values[node] if node in self.values else torch.zeros(meta.shape, dtype=meta.dtype)
 
     def _convert(self, node: Any) -> Expr:
         own = CONVERTERS.get(node.target.__name__)

@@ -93,16 +93,32 @@ def _number(value: float, like: Expr) -> Expr:
 def attention(call: Call) -> Expr:
     """``softmax(query key' * scale + mask) value``, in operators that can be quantized one by one."""
     query, key, value = call["query"], call["key"], call["value"]
-    if call["dropout_p"] or call.args.get("enable_gqa"):
-        raise ValueError("dropout and grouped queries are not supported; export the model in eval mode")
-    rank = len(shape_of(key))
+    if call["dropout_p"]:
+        raise ValueError("dropout is not supported; export the model in eval mode")
+    shape, rank = shape_of(query), len(shape_of(key))
+    groups = shape[-3] // shape_of(key)[-3] if call.args.get("enable_gqa") else 1
     turned = relax.op.permute_dims(key, [*range(rank - 2), rank - 1, rank - 2])
-    scale = shape_of(query)[-1] ** -0.5 if call["scale"] is None else float(call["scale"])
-    scores = call.bind(relax.op.matmul(query, turned), "scores")
+    scale = shape[-1] ** -0.5 if call["scale"] is None else float(call["scale"])
+    scores = call.bind(relax.op.matmul(_grouped(call, query, groups, "grouped"), turned), "scores")
     scores = call.bind(relax.op.multiply(scores, constant(np.array(scale, "float32"))), "scaled")
-    scores = _masked(call, scores)
-    weights = call.bind(relax.op.nn.softmax(scores, axis=-1), "weights")
-    return relax.op.matmul(weights, value)
+    scores = _ungrouped(call, scores, shape, groups)
+    weights = call.bind(relax.op.nn.softmax(_masked(call, scores), axis=-1), "weights")
+    out = relax.op.matmul(_grouped(call, weights, groups, "grouped_weights"), value)
+    return out if groups == 1 else _ungrouped(call, call.bind(out, "grouped_out"), shape, groups)
+
+
+def _grouped(call: Call, x: Expr, groups: int, role: str) -> Expr:
+    """``[..., heads, rows, n]``: the rows of heads that share keys and values as rows of one head."""
+    if groups == 1:
+        return x
+    *front, heads, rows, columns = shape_of(x)
+    return call.bind(relax.op.reshape(x, (*front, heads // groups, groups * rows, columns)), role)
+
+
+def _ungrouped(call: Call, x: Expr, shape: Sequence[int], groups: int) -> Expr:
+    """``_grouped`` undone; ``shape`` is that of the query."""
+    target = (*shape_of(x)[:-3], *shape[-3:-1], shape_of(x)[-1])
+    return x if groups == 1 else call.bind(relax.op.reshape(x, target), "ungrouped")
 
 
 def _masked(call: Call, scores: Expr) -> Expr:
@@ -114,6 +130,13 @@ def _masked(call: Call, scores: Expr) -> Expr:
     if str(mask.ty.dtype) == "bool":
         return call.bind(relax.op.where(mask, scores, least), "masked")
     return call.bind(relax.op.add(scores, mask), "masked")
+
+
+def masked_fill(call: Call) -> Expr:
+    """A number where a mask is set."""
+    x, value = call["self"], call["value"]
+    number = _number(value, x) if isinstance(value, int | float) else value
+    return relax.op.where(call["mask"], number, x)
 
 
 def extreme(op: Callable[..., Expr]) -> Callable[[Call], Expr]:
@@ -229,6 +252,7 @@ OPERATORS: dict[str, Callable[[Call], Expr]] = {
     **{name: scaled(relax.op.subtract) for name in ("sub.Tensor", "sub.Scalar")},
     **{name: reversed_subtract for name in ("rsub.Tensor", "rsub.Scalar")},
     "scaled_dot_product_attention.default": attention,
+    **{name: masked_fill for name in ("masked_fill.Scalar", "masked_fill.Tensor")},
     "amax.default": extreme(relax.op.max),
     "amin.default": extreme(relax.op.min),
     "layer_norm.default": layer_norm,

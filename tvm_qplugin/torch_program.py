@@ -114,8 +114,16 @@ def _state(program: Any) -> Iterator[str]:
 
 
 def _operators(program: Any, known: Collection[str]) -> Iterator[str]:
+    import torch
+
     missing: dict[str, str] = {}
+    computed = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
+        if node.op == "call_function":
+            seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if not seeded and not computed & {used.name for used in node.all_input_nodes}:
+                continue  # torch computes it at import
+            computed.add(node.name)
         if node.op == "get_attr":
             yield f"branches or loops ({node.name}); export a model without control flow over tensors"
         if node.op == "call_function" and node.target.__name__ not in known:

@@ -10,7 +10,7 @@ from tvm_qplugin.core.attrs import ANNOTATION
 from tvm_qplugin.core.recipe import Recipe, Rule
 from tvm_qplugin.core.spec import Annotation, OpAnnotation
 from tvm_qplugin.passes.annotate import Annotate
-from tvm_qplugin.passes.attention_scores import MASKED, SCORES, WEIGHTS
+from tvm_qplugin.passes.attention_scores import MASKED, RESIDUAL, SCORES, WEIGHTS
 
 WIDE = Recipe("wide", "int16x8")
 
@@ -29,6 +29,23 @@ def attention(masked: bool) -> IRModule:
             mixed = bb.emit(op.matmul(weights, v), "mixed")
             dense = bb.emit(op.matmul(mixed, relax.const(np.ones((8, 8), "float32"))), "dense")
             out = bb.emit_output(bb.emit(op.nn.softmax(dense), "y"))
+        bb.emit_func_output(out)
+    return bb.get()
+
+
+def block(read_twice: bool) -> IRModule:
+    """Two sums, each of what is before it and a layer of its norm; a layer may read the first one, too."""
+    bb, op = relax.BlockBuilder(), relax.op
+    square, ones = relax.const(np.ones((8, 8), "float32")), relax.const(np.ones(8, "float32"))
+    x = relax.Var("x", relax.TensorType((2, 4, 8), "float32"))
+    with bb.function("main", [x]):
+        with bb.dataflow():
+            made = bb.emit(op.matmul(x, square), "embedded")
+            for name in ("first", "second"):
+                normal = bb.emit(op.nn.rms_norm(made, ones), f"{name}_norm")
+                made = bb.emit(op.add(made, bb.emit(op.matmul(normal, square), f"{name}_layer")), name)
+                last = bb.emit(op.matmul(made, square), f"{name}_read") if read_twice else made
+            out = bb.emit_output(bb.emit(op.nn.rms_norm(last, ones), "y"))
         bb.emit_func_output(out)
     return bb.get()
 
@@ -87,3 +104,16 @@ def test_softmax_that_weighs_many_positions_is_float() -> None:
     assert operators(positions(512, True), Recipe(rules=(Rule("^weights$", scheme="int8"),)))[
         "weights"
     ].integer
+
+
+@pytest.mark.parametrize("wide_cells", [False, True])
+def test_sums_for_norms_are_float_where_no_layer_reads_them(wide_cells: bool) -> None:
+    found = operators(block(False), Recipe(), wide_cells)
+    sums = {found[name].reason for name in ("first", "second")}
+    assert sums == ({RESIDUAL} if wide_cells else {""})
+    assert all(op.integer for op in operators(block(True), Recipe()).values() if "norm" not in op.kind)
+
+
+def test_a_rule_asks_for_sums_in_integers() -> None:
+    found = operators(block(False), Recipe(rules=(Rule("^first$", scheme="int8"),)))
+    assert found["first"].integer and not found["second"].integer

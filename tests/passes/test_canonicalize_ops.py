@@ -35,6 +35,10 @@ def one(value: float) -> Expr:
     return relax.const(np.full((1, 1, 1), value, "float32"))
 
 
+def index(*values: int) -> Expr:
+    return relax.const(np.array(values), "int64")
+
+
 op = relax.op
 REWRITES: dict[str, tuple[Callable[..., Expr], Callable[..., Expr]]] = {
     "constant goes right": (lambda b, x: op.add(C, x), lambda b, x: op.add(x, C)),
@@ -80,6 +84,29 @@ REWRITES: dict[str, tuple[Callable[..., Expr], Callable[..., Expr]]] = {
     "take from the end": (
         lambda b, x: op.take(x, relax.const(np.int64([-1])), 1),
         lambda b, x: op.take(x, relax.const(np.int64([2])), 1, mode="wrap"),
+    ),
+    "take of computed numbers": (
+        lambda b, x: op.take(x, b.emit(op.argmax(x, 0)), 1),
+        lambda b, x: op.take(x, b.emit(op.argmax(x, 0)), 1, mode="wrap"),
+    ),
+    "broadcast": (
+        lambda b, x: op.broadcast_to(x, (2, 1, 3, 4, 4)),
+        lambda b, x: op.take(b.emit(op.reshape(x, (1, *SHAPE))), index(0, 0), 0, mode="wrap"),
+    ),
+    "tile": (
+        lambda b, x: op.tile(x, (1, 2, 1, 1)),
+        lambda b, x: op.take(x, index(0, 1, 2, 0, 1, 2), 1, mode="wrap"),
+    ),
+    "repeat": (
+        lambda b, x: op.repeat(x, 2, -3),
+        lambda b, x: op.take(x, index(0, 0, 1, 1, 2, 2), 1, mode="wrap"),
+    ),
+    "stack": (
+        lambda b, x: op.stack([x, b.emit(op.nn.relu(x))], -1),
+        lambda b, x: op.concat(
+            [b.emit(op.reshape(part, (*SHAPE, 1))) for part in (x, b.emit(op.nn.relu(x)))],
+            4,
+        ),
     ),
     "dropout": (lambda b, x: op.nn.relu(b.emit(op.nn.dropout(x))[0]), lambda b, x: op.nn.relu(x)),
     "identity transpose": (

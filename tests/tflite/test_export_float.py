@@ -64,9 +64,17 @@ FLOAT_NETS = {
     "pad with a number": lambda net: net(
         "Pad", "x", net.ints(0, 0, 1, 2, 0, 0, 0, 1), net.weight(np.float32(0.5))
     ),
+    "rms norm": lambda net: rms_norm(net),
     "hard swish, read twice": lambda net: net("Add", net("HardSwish", "x"), "x"),
     "split": lambda net: net("Concat", *parts(net), axis=1),
 }
+
+
+def rms_norm(net: Any) -> str:
+    """Rows by the root of the mean of their squares, as torch's exporter writes it."""
+    mean = net("ReduceMean", net("Pow", "x", net.weight(np.float32(2))), net.ints(3), keepdims=1)
+    normal = net("Div", "x", net("Sqrt", net("Add", mean, net.weight(np.float32(0.25)))))
+    return str(net("Mul", normal, net.weight(np.linspace(0.5, 2, net.shape[3], dtype="float32"))))
 
 
 def parts(net: Any) -> list[str]:

@@ -75,6 +75,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
         *(F.scaled_dot_product_attention(z, z, z, attn_mask=MASK), F.linear(z, torch.ones(3, 5))),
         F.scaled_dot_product_attention(z, z, z, attn_mask=MASK.float()),
     ),
+    "grouped attention": lambda z: (
+        F.scaled_dot_product_attention(z.repeat(1, 2, 1, 1) * 2, z, z, enable_gqa=True),
+        F.scaled_dot_product_attention(z, z[:, :2], z[:, 2:], is_causal=True, enable_gqa=True),
+        F.scaled_dot_product_attention(z, z[:, :1], z[:, 1:2], MASK, enable_gqa=True),
+    ),
+    "gathered": lambda z: (
+        *(z[:, :, [0, -1], [1, 2]], z[:, torch.tril_indices(4, 4)[0], torch.tril_indices(4, 4)[1]]),
+        *(z[:, :, z.argmax(2)[0] - 6, 0], z[:, z.argmax(1)[0], z.argmin(2)[0, :1] - 6]),
+        *(F.embedding(z.argmax(1), EIGHT[:, :, 0, 0]), z.argmax(1)[:, None, 1:3, [0, 2]]),
+    ),
+    "bags": lambda z: (
+        *(F.embedding_bag(z.argmax(1)[0], EIGHT[:, :, 0, 0], mode=mode) for mode in ("sum", "mean", "max")),
+        F.embedding_bag(z.argmax(1).flatten(), EIGHT[:, :, 0, 0], torch.arange(0, 30, 10)),
+    ),
     "functions": lambda z: (
         *(
             F.relu6(z * 9),
@@ -95,6 +109,17 @@ FUNCTIONS: dict[str, Callable[[Tensor], tuple[Any, ...]]] = {
     ),
     "changed in place": lambda z: (z.clone().add_(1), z.clone().mul_(2).relu_(), F.relu(z * 2, inplace=True)),
     "made of constants": lambda z: (z + torch.arange(5.0), z * torch.linspace(0, 1, 5), z.new_ones(1) * z),
+    "masks": lambda z: (
+        *(z.masked_fill(z > 0, float("-inf")).softmax(-1), z.masked_fill(z[:, :1] > 0, 2.0)),
+        torch.zeros_like(z > 0, dtype=torch.float32).masked_fill(z > 0, float("-inf")),
+        z.argmax(1).masked_fill(z[:, 0] > 0, 7),
+    ),
+    "made of shapes": lambda z: (
+        torch.zeros_like(z > 0, dtype=torch.float32) + z,
+        torch.full_like(z, 0.5, dtype=torch.float64).float() * z,
+        torch.ones_like(z.argmax(1)).float() - z,
+        z.new_full((2, 1, 1, 1), 3.0) + z,
+    ),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from tvm.ir import Call
 
 from tvm_qplugin.core.attrs import Params, TensorSpec
@@ -95,6 +96,26 @@ def silu(node: FloatNode, _call: Call) -> Value:
     gate = node.writer.tensor(f"{node.name}_gate", node.out)
     node.writer.operator("LOGISTIC", [node.value(0)], [gate])
     return node.emit("MUL", [node.value(0), gate], "MulOptions")
+
+
+def rms_norm(node: FloatNode, call: Call) -> Value:
+    """SQUARE, MEAN of rows, ADD, RSQRT, and MUL by that and by the scales."""
+    rank, row = len(node.out.shape), TensorSpec((*node.out.shape[:-1], 1), "float32")
+    if [int(axis) % rank for axis in call.attrs.axes] != [rank - 1]:
+        raise node.refuse("it is not over the last axis")
+
+    def step(code: str, inputs: list[Value], spec: TensorSpec, options: str = "", **fields: Any) -> Value:
+        made = node.writer.tensor(f"{node.name}_{code.lower()}", spec)
+        node.writer.operator(code, inputs, [made], options, **fields)
+        return made
+
+    square = step("SQUARE", [node.value(0)], node.out, "SquareOptions")
+    mean = step("MEAN", [square, node.numbers([rank - 1], "axes")], row, "ReducerOptions", keepDims=True)
+    epsilon = node.writer.constant(f"{node.name}_epsilon", np.array(call.attrs.epsilon, "float32"))
+    root = step("RSQRT", [step("ADD", [mean, epsilon], row, "AddOptions")], row)
+    return node.emit(
+        "MUL", [step("MUL", [node.value(0), root], node.out, "MulOptions"), node.value(1)], "MulOptions"
+    )
 
 
 def hard_swish(node: FloatNode, _call: Call) -> Value:
@@ -206,6 +227,7 @@ EMITTERS: dict[str, Emitter] = {
     "relax.nn.gelu_tanh": gelu,
     "relax.nn.silu": silu,
     "relax.nn.softmax": softmax,
+    "relax.nn.rms_norm": rms_norm,
     "relax.nn.avg_pool2d": _checked(pool),
     "relax.nn.max_pool2d": _checked(pool),
     "relax.nn.pad": pad,
