@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import SCHEME
+from tvm_qplugin.core.attrs import DYNAMIC_LAYERS, SCHEME
 from tvm_qplugin.core.grouped import Grouped
 from tvm_qplugin.core.qparams import Array, QuantParams
 from tvm_qplugin.passes import ir
@@ -129,4 +130,15 @@ def stored_arguments(mod: IRModule) -> dict[tuple[str, int], Stored]:
         if isinstance(value, Call)
         for i, arg in enumerate(value.args)
         if isinstance(arg, relax.Var) and arg in found
+    }
+
+
+def float_arguments(mod: IRModule) -> dict[tuple[str, int], Stored]:
+    """``stored_arguments`` without what belongs to the integer layers of a QDQ module."""
+    layers = set(json.loads(str((ir.main_function(mod).attrs or {}).get(DYNAMIC_LAYERS, "[]"))))
+    in_float = bool(scheme_of(mod))
+    return {
+        key: found
+        for key, found in stored_arguments(mod).items()
+        if in_float or found.grid is None or key[0] in layers
     }

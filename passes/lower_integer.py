@@ -12,7 +12,7 @@ from tvm import relax
 from tvm.ir import Call, IRModule
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import DYNAMIC, REPORT, TensorSpec, encode_params
+from tvm_qplugin.core.attrs import DYNAMIC, DYNAMIC_LAYERS, REPORT, TensorSpec, encode_params
 from tvm_qplugin.core.once import Once
 from tvm_qplugin.core.qparams import QuantParams
 from tvm_qplugin.kernels import build_kernel, extra_constants
@@ -56,9 +56,8 @@ class LowerInteger:
         with ir.Emitter(mod) as out:
             lowering = _Lowering(mod, self.storage, out)
             outputs = lowering.run()
-            return out.finish(
-                outputs, ir.returns_tuple(func), **lowering.attributes(), **{REASONS: None, DYNAMIC: None}
-            )
+            attributes = {**lowering.attributes(), **dict.fromkeys((REASONS, DYNAMIC, DYNAMIC_LAYERS))}
+            return out.finish(outputs, ir.returns_tuple(func), **attributes)
 
 
 class _Lowering:

@@ -12,7 +12,7 @@ from tvm import IRModule, relax
 from tvm.ir import Call
 from tvm.ir.transform import PassContext
 
-from tvm_qplugin.core.attrs import DYNAMIC
+from tvm_qplugin.core.attrs import DYNAMIC, DYNAMIC_LAYERS
 from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import WEIGHT
 from tvm_qplugin.passes import ir
@@ -35,7 +35,8 @@ class QuantizeDynamic:
     biases as they were, attribute ``qplugin.scheme`` = "dynamic". Weights of fewer than ``smallest``
     elements stay float, as TFLite's converter leaves them; the reason stands in ``qplugin.reasons``.
     Products of two tensors, both to be quantized at run time, are named in ``qplugin.dynamic``.
-    Of a QDQ module, which gets no ``qplugin.scheme``, only layers in float are looked at.
+    Of a QDQ module, which gets no ``qplugin.scheme``, only layers in float are looked at; what it quantizes
+    is named in ``qplugin.dynamic_layers``.
     """
 
     recipe: Recipe = field(default_factory=lambda: Recipe("dynamic", "dynamic"))
@@ -49,6 +50,8 @@ class QuantizeDynamic:
         result["main"] = work.run()
         if work.products:
             result = ir.with_main_attr(result, DYNAMIC, json.dumps(work.products))
+        if work.layers and self.recipe.integer:
+            result = ir.with_main_attr(result, DYNAMIC_LAYERS, json.dumps(work.layers))
         return labelled(result, self.recipe, work.reasons)
 
 
@@ -59,6 +62,7 @@ class _Quantize(Rebuilder):
         self.kinds = {member: (op.kind, op.output) for op in group(func) for member in op.members}
         self.reasons: dict[str, str] = {}
         self.products: list[str] = []
+        self.layers: list[str] = []
 
     def rewrite(self, call: Expr, name: str) -> Expr:
         """A layer with a quantized weight."""
@@ -75,6 +79,7 @@ class _Quantize(Rebuilder):
         if kind == "matmul":
             self.products.append(name)
             return call
+        self.layers.append(name)
         weight = call.args[1].value.numpy()
         per_channel = choice.per_channel or is_depthwise(call)
         axis = (0 if kind == "conv2d" else 1) if per_channel else None

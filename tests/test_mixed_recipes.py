@@ -105,6 +105,21 @@ def test_the_report_shows_every_scheme(module: IRModule) -> None:
     )
 
 
+def test_dynamic_layers_of_an_integer_model_quantize_at_run_time(module: IRModule, tmp_path: Any) -> None:
+    recipe = recipe_of({"a": "dynamic", "d": "dynamic"})
+    quantized = quantize(module, recipe=recipe, calibration=samples(10))
+    save_module(quantized, tmp_path)
+    artifact, oracle = build(load_module(tmp_path)), Simulator(quantized)
+    for x in samples(3):
+        np.testing.assert_array_equal(artifact.run(x)[0], oracle.run(x)[0])
+    found = {op.name: (op.kernel, op.integer, op.weight_bytes) for op in artifact.manifest.operators}
+    assert found["d"] == ("ddense", True, 288 * 5) and found["a_conv"] == ("dconv2d", True, 32 * 9 * 4)
+    assert found["c"][0] == "qadd"
+    portable = build(quantized, target="x86-64")
+    np.testing.assert_allclose(portable.run(x)[0], oracle.run(x)[0], rtol=0, atol=0.05)
+    assert {op.name: op.integer for op in portable.manifest.operators}["d"] is False
+
+
 def test_what_is_saved_is_small(module: IRModule, tmp_path: Any) -> None:
     recipe = recipe_of({"d": "fp16"})
     quantized = quantize(module, recipe=recipe, calibration=samples(4))

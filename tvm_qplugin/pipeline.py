@@ -18,7 +18,7 @@ from tvm_qplugin.observers import range_of
 from tvm_qplugin.passes import ir
 from tvm_qplugin.passes.annotate import Annotate
 from tvm_qplugin.passes.compute_float16 import ComputeFloat16
-from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
+from tvm_qplugin.passes.expand_weights import ExpandWeights, float_arguments, scheme_of
 from tvm_qplugin.passes.fuse_chains import FuseChains
 from tvm_qplugin.passes.fuse_named import FuseNamed
 from tvm_qplugin.passes.fuse_residual import FuseResidual
@@ -78,14 +78,12 @@ def finish_passes(profile: TargetProfile, io: str, recipe: Recipe) -> Passes:
 
 def kernel_passes(mod: IRModule, profile: TargetProfile, target: tvm.target.Target) -> Passes:
     """QDQ (or float) module -> calls of tagged kernels, without schedules; ``mod`` is the module."""
-    in_float = bool(scheme_of(mod))
-    stored = {key: found for key, found in stored_arguments(mod).items() if in_float or found.grid is None}
     half = [ComputeFloat16()] if profile.float16 and scheme_of(mod) == "fp16" else []
     return [
         ExpandWeights(),
         LowerInteger(profile.storage),
         *half,
-        LowerFloat(stored, rules_of(profile), target),
+        LowerFloat(float_arguments(mod), rules_of(profile), target),
         FuseResidual(fusions_of(profile), target),
         PadProducers(halos_of(profile), target),
     ]

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 from tvm.ir import IRModule
 
-from tvm_qplugin.core.attrs import REPORT
+from tvm_qplugin.core.attrs import DYNAMIC_LAYERS, REPORT
 from tvm_qplugin.core.errors import RecipeError
 from tvm_qplugin.core.manifest import OperatorInfo
 from tvm_qplugin.core.once import Once
@@ -20,7 +20,7 @@ from tvm_qplugin.core.recipe import Recipe
 from tvm_qplugin.core.spec import OpAnnotation
 from tvm_qplugin.inspection import annotation_of, check_scopes
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
+from tvm_qplugin.passes.expand_weights import ExpandWeights, float_arguments, scheme_of, stored_arguments
 from tvm_qplugin.passes.op_kinds import macs_of
 from tvm_qplugin.passes.plan import REASONS
 from tvm_qplugin.pipeline import kernel_passes, stored_layers
@@ -61,11 +61,7 @@ def planned(module: IRModule, recipe: Recipe, profile: TargetProfile) -> Plan:
 
 def stored_schemes(module: IRModule) -> dict[str, str]:
     """The schemes of layers that store their weights small, by the names of their variables."""
-    stored = stored_arguments(module)
-    dynamic = bool(scheme_of(module))
-    return {
-        name: constant.scheme for (name, _), constant in stored.items() if dynamic or constant.grid is None
-    }
+    return {name: constant.scheme for (name, _), constant in float_arguments(module).items()}
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ class _Stored:
         constants = stored_arguments(made)
         schemes = {name: constant.scheme for (name, _), constant in constants.items()}
         reasons = json.loads(str((func.attrs or {}).get(REASONS, "{}")))
-        integer = _run_time(made, profile) if scheme_of(made) and profile.tvm else frozenset()
+        run_time = scheme_of(made) or DYNAMIC_LAYERS in (func.attrs or {})
+        integer = _run_time(made, profile) if run_time and profile.tvm else frozenset()
         return cls(schemes, reasons, integer, "")
 
     def decision(self, op: OpAnnotation) -> tuple[str, bool, str]:

@@ -18,7 +18,7 @@ from tvm_qplugin.core.qparams import Array
 from tvm_qplugin.island import Island
 from tvm_qplugin.kernels import extra_constants
 from tvm_qplugin.passes import ir
-from tvm_qplugin.passes.expand_weights import ExpandWeights, scheme_of, stored_arguments
+from tvm_qplugin.passes.expand_weights import ExpandWeights, float_arguments
 from tvm_qplugin.passes.float_layers import FloatLayer, layers_of
 from tvm_qplugin.passes.lower_integer import LowerInteger
 from tvm_qplugin.passes.select_kernels import kernel_of
@@ -36,7 +36,7 @@ class Simulator:
     """
 
     def __init__(self, module: IRModule) -> None:
-        stored = stored_arguments(module) if scheme_of(module) else {}
+        stored = {key: found for key, found in float_arguments(module).items() if found.grid}
         passes = [ExpandWeights(grouped=False), LowerInteger(storage="int8")]
         self.module = tvm.transform.Sequential(passes)(module)
         self._func = ir.main_function(self.module)

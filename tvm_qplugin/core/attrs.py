@@ -48,6 +48,9 @@ arguments of the kernel ``wexpand`` (``core/grouped.py``), and nothing else is q
 DYNAMIC = "qplugin.dynamic"
 """Attribute of ``main``: names of products of two tensors, both to be quantized at run time; a JSON list."""
 
+DYNAMIC_LAYERS = "qplugin.dynamic_layers"
+"""Attribute of a QDQ ``main``: names of layers whose inputs are to be quantized at run time; a JSON list."""
+
 Params = Mapping[str, Any]
 
 
