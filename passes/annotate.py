@@ -227,11 +227,12 @@ def _settle(func: relax.Function, operators: Mapping[str, OpAnnotation]) -> dict
 def _between_floats(op: OpAnnotation, settled: Mapping[str, OpAnnotation]) -> bool:
     """A sum or product with a float operand, and of float operands only or with float readers only.
 
-    Residual sums before a layer norm, masks on attention: their ranges are too wide for few bits.
+    Residual sums before a layer norm, masks on attention: their ranges are too wide for few bits. The model's
+    inputs, moved or not, are none.
     """
     if not op.integer or op.kind not in ("add", "subtract", "multiply"):
         return False
-    made = [settled[name] for name in op.inputs if name in settled]
+    made = [settled[name] for name in op.inputs if _origins([name], settled) & settled.keys()]
     readers = [other for other in settled.values() if op.output in other.inputs]
     floats = [not other.integer for other in made]
     alone = len(made) == len(op.inputs) and all(floats)

@@ -157,7 +157,7 @@ def residual(b: Builder, x: Expr, y: Expr) -> Expr:
 
 def transposed(b: Builder, x: Expr, _: Expr) -> Expr:
     """The convolution that makes images larger; TVM has it for NCHW only."""
-    return op.nn.conv2d_transpose(x, b.normal(16, 8, 2, 2, scale=0.2), (2, 2))
+    return op.nn.conv2d_transpose(x, b.normal(16, 24, 2, 2, scale=0.2), (2, 2))
 
 
 def pool(kind: str, **attrs: Any) -> Make:
@@ -193,6 +193,11 @@ def concat(b: Builder, x: Expr, y: Expr) -> Expr:
 
 def take(b: Builder, x: Expr, _: Expr) -> Expr:
     return op.take(x, relax.const(np.array([3, 0, 3], "int64")), 3)
+
+
+def gather_elements(b: Builder, x: Expr, _: Expr) -> Expr:
+    """An element of each channel of every pixel."""
+    return op.gather_elements(x, relax.const(b.random.integers(0, b.shape[-1], b.shape)), 3)
 
 
 def products(b: Builder, x: Expr, y: Expr) -> Expr:
@@ -265,7 +270,8 @@ CASES: list[Case] = [
     Case("permute_dims", one(op.permute_dims, [0, 2, 3, 1]), IMAGE, "Transpose", "TRANSPOSE"),
     Case("strided_slice", one(op.strided_slice, [1, 2], [1, 0], [6, 5], [2, 1]), IMAGE, "Slice", SLICES),
     Case("split", split, IMAGE, "Split", "SPLIT SPLIT_V UNPACK"),
-    Case("take", take, IMAGE, "Gather", "GATHER"),
+    Case("take", take, IMAGE, "Gather Tile", "GATHER"),
+    Case("gather_elements", gather_elements, onnx="GatherElements"),
     Case("embedding", embedding, (1, 9), "Gather", "GATHER"),
     Case("softmax", one(op.nn.softmax, -1), IMAGE, "Softmax", "SOFTMAX"),
     Case("softmax of channels", one(op.nn.softmax, 1), onnx="Softmax"),
@@ -285,7 +291,7 @@ CASES: list[Case] = [
 ]
 
 
-ATTENTION = [Case("matmul of two tensors", products, (2, 4, 8), "MatMul Attention", "BATCH_MATMUL")]
+ATTENTION = [Case("matmul of two tensors", products, (2, 4, 8), "MatMul Attention Einsum", "BATCH_MATMUL")]
 CELLS = [
     Cell(name, one(op.nn.relu), (3, 1, 8), name, tflite)
     for name, tflite in [("LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM"), ("GRU", ""), ("RNN", "")]

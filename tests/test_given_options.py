@@ -133,10 +133,12 @@ def test_samples_of_a_single_value(tmp_path):
 
 
 def test_a_dump_that_cannot_be_written_is_said_and_spoils_no_result(tmp_path):
-    (tmp_path / "ir" / "000_FoldConstants.py").mkdir(parents=True)
+    _quantized(tmp_path, "--recipe", "fp16", "--dump", tmp_path / "whole")
+    first, second, *_ = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    (tmp_path / "ir" / first).mkdir(parents=True)
     _, said = _quantized(tmp_path, "--recipe", "fp16", "--dump", tmp_path / "ir")
-    assert "cannot write" in said and "000_FoldConstants.py" in said and said.count("is not complete") == 1
-    assert "main" in (tmp_path / "ir" / "001_CanonicalizeOps.py").read_text()
+    assert "cannot write" in said and first in said and said.count("is not complete") == 1
+    assert "main" in (tmp_path / "ir" / second).read_text()
 
 
 def test_a_table_leaves_samples_unread(tmp_path, tables):

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,15 @@ def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         calibrate_parallel(Model, SAMPLES, names=["x"], cluster="local")
 
 
-def test_ctrl_c_is_not_for_the_processes() -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background of a shell."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_is_not_for_the_processes(interruptible: None) -> None:
     blocked = "import signal; print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))"
     reached = False
     with pytest.raises(KeyboardInterrupt), parallel._sheltered():

@@ -155,3 +155,19 @@ def test_inputs_are_quantized_before_they_are_moved():
 
     found = {op.output: op.integer for op in annotate(Moved).operators.values()}
     assert found == {"t": False, "a": True, "b": True, "y": True, "z": False}
+
+
+def test_a_sum_with_a_transposed_input_is_integer():
+    @I.ir_module
+    class Shifted:
+        @R.function
+        def main(x: R.Tensor((1, 2, 3, 3), "float32")) -> R.Tensor((1, 3, 3, 2), "float32"):
+            with R.dataflow():
+                moved = R.permute_dims(x, axes=[0, 2, 3, 1])
+                shifted = R.add(moved, R.const([1.0, 2.0], "float32"))
+                out = R.nn.relu(shifted)
+                R.output(out)
+            return out
+
+    found = {name: op.integer for name, op in annotate(Shifted).operators.items()}
+    assert found == {"moved": False, "out": True}
