@@ -63,7 +63,8 @@ class Annotate:
             operators = float_weights(func, operators, self.recipe)
         settled = _settle(func, operators)
         if self.wide_cells:
-            settled = _settle(func, {**operators, **float_residuals(settled, self.recipe)})
+            if sums := float_residuals(settled, self.recipe):
+                settled = _settle(func, {**operators, **sums})
             settled = widened(func, settled)
         annotation = _tensors(func, _follow(settled), self.recipe)
         return ir.with_main_attr(mod, ANNOTATION, annotation.dumps())

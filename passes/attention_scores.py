@@ -92,11 +92,13 @@ def float_residuals(operators: Mapping[str, OpAnnotation], recipe: Recipe) -> di
     """
     found: dict[str, OpAnnotation] = {}
     for name, op in reversed(list(operators.items())):
+        if not op.integer or (op.kind, op.scheme) != ("add", "int8"):
+            continue
         readers = [other for other in operators.values() if name in other.inputs]
         norms = any(other.kind.endswith(NORMS) for other in readers)
         alone = all(other.kind.endswith(NORMS) or other.output in found for other in readers)
         computed = all(source in operators for source in op.inputs)
-        if op.integer and (op.kind, op.scheme) == ("add", "int8") and computed and norms and alone:
+        if computed and norms and alone:
             found[name] = _in_float(op, recipe, RESIDUAL)
     return found
 

@@ -32,6 +32,7 @@ from tvm_qplugin.schedules.x86_lanes16 import Lanes, Value
 
 LANES = 32
 VECTOR = f"int16x{LANES}"
+WORDS = Lanes(LANES)
 PARALLEL_ELEMENTS = 16 * 1024
 MOST = 2**16
 """Elements of a row: the sum of their exponentials fits int32."""
@@ -100,7 +101,8 @@ class _Row:
 
         def take(at: Index, fresh: int) -> None:
             halves = [self._distance(at + n, top) for n in (0, LANES // 2)]
-            e = _kept(self._exponential(T.Shuffle(halves, [T.int32(i) for i in range(LANES)])))
+            codes = T.Shuffle(halves, [T.int32(i) for i in range(LANES)])
+            e = WORDS.kept(self._exponential(codes), "int16")
             store(self.out, at, e, LANES)
             store(sums, 0, dot_int16(I16_512, load(sums, 0, LANES // 2), e, _last(fresh)), LANES // 2)
 
@@ -147,8 +149,8 @@ class _Row:
 
     def _exponential(self, code: Expr) -> Expr:
         """``interpolate``: ``(step * part + 64) >> 7`` is a rounded product with 256 times the part."""
-        code = _kept(code)
-        segment = _kept(_shifted(code, 7) + splat(T.int16(SEGMENTS // 2), LANES))
+        code = WORDS.kept(code, "int16")
+        segment = WORDS.kept(_shifted(code, 7) + splat(T.int16(SEGMENTS // 2), LANES), "int16")
         left, step = (self._entry(segment, table * SEGMENTS) for table in (0, 1))
         part = T.shift_left(T.bitwise_and(code, splat(T.int16(127), LANES)), splat(T.int16(8), LANES))
         return left + intrinsic(VECTOR, "llvm.x86.avx512.pmul.hr.sw.512", step, part)
@@ -184,10 +186,3 @@ def _last(count: int) -> Expr:
     if count == LANES:
         return splat(T.int16(1), LANES)
     return T.Cast(VECTOR, T.ramp(T.int32(0), 1, LANES) >= splat(T.int32(LANES - count), LANES))
-
-
-def _kept(value: Expr) -> Expr:
-    """The value, computed once."""
-    buffer = T.sblock_alloc_buffer((LANES,), "int16")
-    store(buffer, 0, value, LANES)
-    return load(buffer, 0, LANES)

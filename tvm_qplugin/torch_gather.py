@@ -53,6 +53,8 @@ def index(call: Call) -> Expr:
     if any(dtype_of(given[axis]) == "bool" for axis in axes):
         raise ValueError("it picks elements by a mask, so that its shape is not known; use torch.where")
     shape = shape_of(x)
+    if len(axes) == 1 and value_of(given[first]) is None:
+        return relax.op.take(x, given[first], first, mode="wrap")
     flat: Expr = None
     for axis in axes:
         place = _from_front(call, given[axis], shape[axis])
