@@ -116,18 +116,10 @@ class Lanes:
         shift = 31 - up - (fixed.bit_length() - 1)
         if fixed & (fixed - 1) == 0 and shift > 0 and x.bound + (1 << (shift - 1)) < INT32:
             return T.shift_right(x.lanes + self._i32(1 << (shift - 1)), self._i32(shift))
-        if self.count == 1:
+        if self.count <= 2:
             return self._cast("int32", self._wide(x.lanes, fixed, up))
-        pairs = Lanes(self.count // 2)
         shifted = T.shift_left(x.lanes, self._i32(up)) if up else x.lanes
-        both = pairs.kept(T.reinterpret(f"int64x{pairs.count}", self.kept(shifted)), "int64")
-        word = pairs._i64(32)
-        halves = [
-            pairs.kept(T.shift_right(half * pairs._i64(fixed) + pairs._i64(1 << 30), pairs._i64(31)), "int64")
-            for half in (T.shift_right(T.shift_left(both, word), word), T.shift_right(both, word))
-        ]
-        order = [at // 2 * 2 + at % 2 * self.count for at in range(self.count)]
-        return T.Shuffle([T.reinterpret(f"int32x{self.count}", half) for half in halves], order)
+        return rescaled([self.kept(shifted)], [fixed], 1 << 30, 31, self.count)
 
     def _wide(self, x: Expr, fixed: int, up: int) -> Expr:
         """``x << up``, as int32, times ``fixed`` by 2 ** 31, half up, in int64."""
@@ -163,3 +155,26 @@ class Lanes:
 
     def _i64(self, value: int) -> Expr:
         return T.int64(value) if self.count == 1 else splat(T.int64(value), self.count)
+
+
+def rescaled(sums: list[Expr], factors: list[int], term: int, shift: int, lanes: int) -> Expr:
+    """``(sum(sums * factors) + term) >> shift`` in int64, the low half of it; all are int32.
+
+    Even and odd lanes apart, as ``vpmuldq`` multiplies them.
+    """
+
+    def every(value: int) -> Expr:
+        return splat(T.int64(value), lanes // 2)
+
+    def total(odd: bool) -> Expr:
+        found = every(term)
+        for part, factor in zip(sums, factors, strict=True):
+            two = T.reinterpret(f"int64x{lanes // 2}", part)
+            two = two if odd else T.shift_left(two, every(32))
+            found = found + T.shift_right(two, every(32)) * every(factor)
+        return found
+
+    even, odd = T.shift_right(total(False), every(shift)), total(True)
+    odd = T.shift_left(odd, every(32 - shift)) if shift <= 32 else T.shift_right(odd, every(shift - 32))
+    low = T.bitwise_and(even, every(2**32 - 1))
+    return T.reinterpret(f"int32x{lanes}", T.bitwise_or(low, T.bitwise_and(odd, every(-(2**32)))))

@@ -10,6 +10,7 @@ from tvm_qplugin.schedules.x86_dynamic_emit import across
 from tvm_qplugin.schedules.x86_epilogue import store_lanes
 from tvm_qplugin.schedules.x86_geometry import Geometry
 from tvm_qplugin.schedules.x86_isa import Buffer, Expr, Isa, T, dot_int16, load, splat, store
+from tvm_qplugin.schedules.x86_lanes16 import rescaled
 from tvm_qplugin.schedules.x86_reduce import Cells, Kernel, Spot, products
 from tvm_qplugin.schedules.x86_reduce16 import reduce_in_parts
 from tvm_qplugin.schedules.x86_rescale16 import Cut
@@ -136,7 +137,7 @@ class WordMatmulEpilogue:
         factor, shift = self.params["factor"], self.params["shift"]
         factors = [factor << 8 * n for n in range(len(sums))]
         if self.cut is None:
-            return _rescaled(sums, factors, 1 << (shift - 1), shift, lanes)
+            return rescaled(sums, factors, 1 << (shift - 1), shift, lanes)
         total = splat(T.int64(1 << (shift - 1)), lanes)
         for part, each in zip(sums, factors, strict=True):
             total = total + part * splat(T.int64(each), lanes)
@@ -164,32 +165,9 @@ def _scaled(acc: Expr, multiplier: tuple[int, int], lanes: int) -> Expr:
     fixed, exponent = multiplier
     if exponent > 0:
         acc = T.shift_left(acc, splat(T.int32(exponent), lanes))
-    value = _rescaled([acc], [fixed], 1 << 30, 31, lanes)
+    value = rescaled([acc], [fixed], 1 << 30, 31, lanes)
     if exponent >= 0:
         return value
     signed = value + T.shift_right(value, splat(T.int32(31), lanes))
     twice = T.shift_right(signed, splat(T.int32(-exponent - 1), lanes))
     return T.shift_right(twice + splat(T.int32(1), lanes), splat(T.int32(1), lanes))
-
-
-def _rescaled(sums: list[Expr], factors: list[int], term: int, shift: int, lanes: int) -> Expr:
-    """``(sum(sums * factors) + term) >> shift`` in int64, the low half of it; all are int32.
-
-    Even and odd lanes apart, as ``vpmuldq`` multiplies them.
-    """
-
-    def every(value: int) -> Expr:
-        return splat(T.int64(value), lanes // 2)
-
-    def total(odd: bool) -> Expr:
-        found = every(term)
-        for part, factor in zip(sums, factors, strict=True):
-            two = T.reinterpret(f"int64x{lanes // 2}", part)
-            two = two if odd else T.shift_left(two, every(32))
-            found = found + T.shift_right(two, every(32)) * every(factor)
-        return found
-
-    even, odd = T.shift_right(total(False), every(shift)), total(True)
-    odd = T.shift_left(odd, every(32 - shift)) if shift <= 32 else T.shift_right(odd, every(shift - 32))
-    low = T.bitwise_and(even, every(2**32 - 1))
-    return T.reinterpret(f"int32x{lanes}", T.bitwise_or(low, T.bitwise_and(odd, every(-(2**32)))))
